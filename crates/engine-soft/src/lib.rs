@@ -1,0 +1,2 @@
+//! engine-soft
+#![warn(missing_docs)]

@@ -1,0 +1,2 @@
+//! machine
+#![warn(missing_docs)]

@@ -1,0 +1,2 @@
+//! x86
+#![warn(missing_docs)]
