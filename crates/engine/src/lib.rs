@@ -21,6 +21,7 @@ mod exit;
 pub mod fake;
 pub mod registers;
 
+use std::any::Any;
 use std::sync::Arc;
 
 pub use access::{Access, AccessKind};
@@ -180,7 +181,7 @@ pub trait OverlayPage: Send + Sync {
     /// Clears all but `bits` of an aligned `u32`; returns its value from before (sequentially consistent).
     fn fetch_and(&self, offset: usize, bits: u32) -> u32;
     /// The engine's own type, for [`AddressSpace::map_overlay`].
-    fn as_any(&self) -> &dyn std::any::Any;
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
 /// Makes a vCPU leave the guest.
@@ -273,7 +274,7 @@ pub trait Vcpu: Send {
     /// Forgets cached translations: those of one virtual page, or all of them.
     fn flush_tlb(&mut self, page: Option<u64>);
 
-    /// Writes a register state that differs from RESET, back to RESET or INIT.
+    /// Returns all registers to their values after RESET, and forgets events and incomplete exits.
     fn reset(&mut self);
 
     /// The handle by which other threads make this vCPU leave the guest.
@@ -286,6 +287,9 @@ pub trait Vcpu: Send {
 
     /// The bytes at RIP as far as they can be fetched, for reports and intercept messages.
     fn instruction_bytes(&mut self) -> InstructionBytes;
+
+    /// The engine's own type, for tests of that engine.
+    fn as_any_mut(&mut self) -> &mut dyn Any;
 }
 
 /// The time source of all vCPUs of a guest.
