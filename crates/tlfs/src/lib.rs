@@ -1,4 +1,17 @@
 //! Types of the Hyper-V Top-Level Functional Specification (TLFS).
+//!
+//! These are the constants and the memory layouts that a guest and its hypervisor agree on, without any behaviour.
+//! Every value that can come from a guest is representable: enumerations are open and reserved bits are kept.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+
+pub mod call_code;
+pub mod hypercall;
+pub mod status;
+pub mod vtl;
+
+pub use call_code::CallCode;
+pub use hypercall::{HypercallInput, HypercallResult};
+pub use status::HvStatus;
+pub use vtl::{InputVtl, Vtl, VtlSet};
