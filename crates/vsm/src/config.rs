@@ -1,0 +1,41 @@
+//! What a partition is made of.
+
+use std::ops::Range;
+
+/// Which reading of the specification a partition follows where shipping implementations differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Profile {
+    /// The specification.
+    #[default]
+    Tlfs,
+    /// The original KVM series: memory intercepts carry no virtual address and only the instruction's own bytes, and
+    /// a lower VTL may send interrupts to a higher one.
+    KvmRfc,
+}
+
+/// A partition's fixed properties.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Number of virtual processors, at least 1.
+    pub vps: u32,
+    /// Number of VTLs that the guest is offered, 1 to 16.
+    pub vtls: u8,
+    /// Where the guest's RAM is: whole pages, sorted, not overlapping.
+    pub ram: Vec<Range<u64>>,
+    /// Which reading of the specification to follow.
+    pub profile: Profile,
+    /// Offer mode-based execute control (TLFS 15.10), if the engine enforces it.
+    pub mode_based_execute: bool,
+    /// The instruction by which hypercall pages leave the guest.
+    pub entry: EntryInstruction,
+}
+
+/// How code in the hypercall page reaches the hypervisor (TLFS 3.13: the page abstracts the instruction).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EntryInstruction {
+    /// VMCALL, which engines report as [`engine::Exit::Hypercall`].
+    #[default]
+    Vmcall,
+    /// OUT of EAX to this port, for engines on which VMCALL does not leave the guest.
+    Port(u8),
+}

@@ -1,0 +1,70 @@
+//! What the rules tell whoever wants to watch: VTL switches, hypercalls and intercepts, as they happen.
+
+use engine::MemoryFault;
+
+use crate::{Status, Vtl};
+
+/// Someone who watches a partition. Called on the VP's thread; it must not block.
+pub trait Observer: Send + Sync {
+    /// Something happened.
+    fn observe(&self, observation: &Observation);
+}
+
+/// Something that happened on a VP.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Observation {
+    /// When, in ticks of the clock.
+    pub now: u64,
+    /// The VP.
+    pub vp: u32,
+    /// The VTL that was active.
+    pub vtl: Vtl,
+    /// What happened.
+    pub what: Observed,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Observed {
+    /// The VP switched to another VTL.
+    Switch {
+        /// The VTL that is active now.
+        to: Vtl,
+        /// Why.
+        reason: SwitchReason,
+    },
+    /// A hypercall was made.
+    Hypercall {
+        /// The call code.
+        code: u16,
+        /// The hypercall input value.
+        control: u64,
+        /// The status; `None` if the call goes on when the guest executes the instruction again.
+        status: Option<Status>,
+        /// Reps completed, absolute.
+        reps: u16,
+    },
+    /// An access by the VTL was intercepted by a higher one (TLFS 15.13).
+    MemoryIntercept {
+        /// The VTL that is told.
+        to: Vtl,
+        /// What was tried.
+        fault: MemoryFault,
+    },
+}
+
+/// Why a VP switched to another VTL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SwitchReason {
+    /// A VTL call (TLFS 15.6.1).
+    Call,
+    /// A VTL return (TLFS 15.7.1).
+    Return {
+        /// Registers were not restored.
+        fast: bool,
+    },
+    /// An interrupt for the higher VTL (TLFS 15.12.2).
+    Interrupt,
+    /// An intercept (TLFS 15.13).
+    Intercept,
+}
