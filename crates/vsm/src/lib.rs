@@ -7,14 +7,10 @@ mod error;
 mod hypercall;
 mod observe;
 mod partition;
-mod status;
 mod vp;
-mod vtl;
 
 pub use config::{Config, EntryInstruction, Profile};
 pub use error::Error;
 pub use observe::{Observation, Observed, Observer, SwitchReason};
 pub use partition::Partition;
-pub use status::Status;
 pub use vp::Vp;
-pub use vtl::{VTL_COUNT, Vtl, VtlSet};

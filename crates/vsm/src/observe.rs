@@ -2,7 +2,7 @@
 
 use engine::MemoryFault;
 
-use crate::{Status, Vtl};
+use tlfs::{CallCode, HvStatus, Vtl};
 
 /// Someone who watches a partition. Called on the VP's thread; it must not block.
 pub trait Observer: Send + Sync {
@@ -36,11 +36,11 @@ pub enum Observed {
     /// A hypercall was made.
     Hypercall {
         /// The call code.
-        code: u16,
+        code: CallCode,
         /// The hypercall input value.
         control: u64,
         /// The status; `None` if the call goes on when the guest executes the instruction again.
-        status: Option<Status>,
+        status: Option<HvStatus>,
         /// Reps completed, absolute.
         reps: u16,
     },

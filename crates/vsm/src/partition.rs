@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use engine::{AddressSpace, Engine, EngineError};
 
-use crate::{Config, Error, Observation, Observed, Observer, Vp, Vtl, VtlSet};
+use tlfs::{Vtl, VtlSet};
+
+use crate::{Config, Error, Observation, Observed, Observer, Vp};
 
 /// HV_PARTITION_ID_SELF (TLFS 2.2): the only partition that a guest can name here.
 pub const PARTITION_SELF: u64 = u64::MAX;
@@ -62,7 +64,7 @@ impl Partition {
             tsc_frequency,
             observer,
             changes: Mutex::new(()),
-            enabled: AtomicU16::new(VtlSet::ZERO.bits()),
+            enabled: AtomicU16::new(VtlSet::EMPTY.with(Vtl::ZERO).into_bits()),
             vtls,
         });
         partition.create_space(Vtl::ZERO)?;

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use engine::{AddressSpace, Vcpu};
 
-use crate::{Error, Partition, VTL_COUNT, Vtl, VtlSet};
+use tlfs::{Vtl, VtlSet};
+
+use crate::{Error, Partition};
 
 /// A virtual processor. It belongs to the thread that runs it.
 pub struct Vp {
@@ -13,7 +15,7 @@ pub struct Vp {
     active: Vtl,
     enabled: VtlSet,
     /// `Some` exactly for the members of `enabled`.
-    vtls: [Option<Box<VtlState>>; VTL_COUNT],
+    vtls: [Option<Box<VtlState>>; Vtl::COUNT],
 }
 
 /// What a VP has in every VTL of its own (TLFS 15.11.1).
@@ -32,7 +34,7 @@ impl Vp {
             return Err(Error::Config("no such virtual processor"));
         }
         let mut vp =
-            Self { partition, index, active: Vtl::ZERO, enabled: VtlSet::default(), vtls: [const { None }; VTL_COUNT] };
+            Self { partition, index, active: Vtl::ZERO, enabled: VtlSet::EMPTY, vtls: [const { None }; Vtl::COUNT] };
         vp.create_vtl(Vtl::ZERO)?;
         Ok(vp)
     }

@@ -4,7 +4,9 @@
 use engine::EngineError;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use crate::{Error, Partition, Status, Vp, Vtl};
+use tlfs::{CallCode, HvStatus, Vtl};
+
+use crate::{Error, Partition, Vp};
 
 /// A hypercall that is being executed.
 pub(crate) struct Call<'a> {
@@ -38,7 +40,7 @@ impl Call<'_> {
             return Ok(self.vp);
         }
         if index >= self.vp.partition.config.vps {
-            return Err(Status::INVALID_VP_INDEX.into());
+            return Err(HvStatus::InvalidVpIndex.into());
         }
         match &mut self.other {
             Some(other) if other.index() == index => Ok(other),
@@ -54,7 +56,7 @@ pub(crate) const VP_INDEX_SELF: u32 = u32::MAX - 1;
 #[derive(Debug)]
 pub(crate) enum Stop {
     /// The call ends with this status, not SUCCESS.
-    Status(Status),
+    Status(HvStatus),
     /// The call is made again when that VP is stopped. Completed reps count.
     NeedsVp(u32),
     /// The guest executes the call again: it takes too long, or waits for something. Completed reps count.
@@ -63,8 +65,8 @@ pub(crate) enum Stop {
     Failed(Error),
 }
 
-impl From<Status> for Stop {
-    fn from(status: Status) -> Self {
+impl From<HvStatus> for Stop {
+    fn from(status: HvStatus) -> Self {
         Self::Status(status)
     }
 }
@@ -84,7 +86,7 @@ impl From<EngineError> for Stop {
 /// A hypercall that does one thing (TLFS 3.2).
 pub(crate) trait Simple {
     /// The call code.
-    const CODE: u16;
+    const CODE: CallCode;
     /// Whether the call takes a variable header.
     const VARIABLE: bool = false;
     /// The input; `()` for none.
@@ -99,7 +101,7 @@ pub(crate) trait Simple {
 /// A hypercall that does the same for a list of elements (TLFS 3.2).
 pub(crate) trait Rep {
     /// The call code.
-    const CODE: u16;
+    const CODE: CallCode;
     /// Whether the call takes a variable header.
     const VARIABLE: bool = false;
     /// Most elements that are handled before the guest may take interrupts again (TLFS 3.3).
