@@ -8,10 +8,14 @@
 
 pub mod call_code;
 pub mod hypercall;
+pub mod register_name;
+pub mod registers;
 pub mod status;
 pub mod vtl;
 
 pub use call_code::CallCode;
 pub use hypercall::{HypercallInput, HypercallResult};
+pub use register_name::RegisterName;
+pub use registers::RegisterValue;
 pub use status::HvStatus;
 pub use vtl::{InputVtl, Vtl, VtlSet};
