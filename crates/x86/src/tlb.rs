@@ -1,0 +1,5 @@
+//! The cache of translations.
+
+/// Translations of linear pages.
+#[derive(Debug, Default)]
+pub(crate) struct Tlb {}
