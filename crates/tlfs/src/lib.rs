@@ -8,9 +8,11 @@
 
 pub mod call_code;
 pub mod hypercall;
+pub mod memory;
 pub mod register_name;
 pub mod registers;
 pub mod status;
+pub mod vsm;
 pub mod vtl;
 
 pub use call_code::CallCode;
