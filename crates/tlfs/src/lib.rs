@@ -7,8 +7,10 @@
 #![warn(missing_docs)]
 
 pub mod call_code;
+pub mod cpuid;
 pub mod hypercall;
 pub mod memory;
+pub mod msr;
 pub mod register_name;
 pub mod registers;
 pub mod status;
