@@ -254,6 +254,10 @@ impl AddressSpace for FakeSpace {
         self.write(gpa, &new.to_le_bytes()[..usize::from(size)])?;
         Ok(true)
     }
+
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
 }
 
 /// An overlay page of the fake engine.

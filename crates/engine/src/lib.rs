@@ -167,6 +167,9 @@ pub trait AddressSpace: Send + Sync {
     /// # Errors
     /// When the page is missing or may not be read and written.
     fn compare_exchange(&self, gpa: u64, size: u8, old: u64, new: u64) -> Result<bool, MemoryError>;
+
+    /// The engine's own type, for [`Engine::create_vcpu`].
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
 /// A page of the hypervisor's that guests see through [`AddressSpace::map_overlay`]. Its contents outlive a mapping.
