@@ -116,6 +116,11 @@ impl Engine for FakeEngine {
         &self.capabilities
     }
 
+    fn supported_cpuid(&self) -> Vec<CpuidLeaf> {
+        let leaf = |leaf, result| CpuidLeaf { leaf, subleaf: None, result };
+        vec![leaf(0, [1, 0, 0, 0]), leaf(1, [0x600, 0, 0, 1 << 5]), leaf(0x8000_0000, [0x8000_0000, 0, 0, 0])]
+    }
+
     fn create_space(&self, vtl: u8) -> Result<Arc<dyn AddressSpace>, EngineError> {
         Ok(Arc::new(FakeSpace {
             vtl,

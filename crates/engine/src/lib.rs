@@ -79,6 +79,10 @@ pub trait Engine: Send + Sync {
     /// What this engine can enforce and intercept, and its limits.
     fn capabilities(&self) -> &Capabilities;
 
+    /// What CPUID tells of the processors themselves: the features that this engine executes, and no hypervisor's
+    /// leaves. Per-VP values such as APIC ids are zero.
+    fn supported_cpuid(&self) -> Vec<CpuidLeaf>;
+
     /// Creates the address space of a VTL: all RAM mapped, every access allowed.
     ///
     /// # Errors
