@@ -1,2 +1,6 @@
 //! machine
 #![warn(missing_docs)]
+
+pub mod boot;
+pub mod load;
+pub mod memory_map;

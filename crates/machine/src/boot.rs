@@ -1,0 +1,187 @@
+//! The processor state in which guests start.
+//!
+//! # Multiboot images
+//! 32-bit protected mode as section 3.2 of the Multiboot Specification says: EAX is the magic number, EBX points to the
+//! information structure, segments are flat, paging and interrupts are off.
+//!
+//! # ELF64 images
+//! 64-bit mode, entered with what a compiler expects at the start of a C function: the first 4 GiB are mapped to
+//! themselves (writable, executable), segments are flat with a GDT that holds them, interrupts are off, SSE is enabled,
+//! RSP points to the top of a 16 KiB stack with room for a return address, and RDI (as well as RBX, with the magic number
+//! in RAX) is the physical address of a multiboot information structure.
+
+use engine::registers::{
+    CS, DescriptorTable, GeneralRegisters, RAX, RBX, RDI, RDX, RSP, Segment, SharedRegisters, SystemRegisters,
+};
+use engine::{PAGE_SIZE, Vcpu};
+
+use crate::load::Layout;
+
+/// What EAX holds when a multiboot kernel starts (Multiboot Specification 3.2).
+const MULTIBOOT_MAGIC: u64 = 0x2BAD_B002;
+
+const CODE_SELECTOR: u16 = 0x08;
+const DATA_SELECTOR: u16 = 0x10;
+
+// Bits 55:40 of descriptors: present, DPL 0, accessed, 4 KiB granularity (SDM Vol. 3A 3.4.5).
+const CODE_32: u16 = 0xC09B;
+const CODE_64: u16 = 0xA09B;
+const DATA: u16 = 0xC093;
+
+const CR0_PE: u64 = 1 << 0;
+const CR0_ET: u64 = 1 << 4;
+const CR0_NE: u64 = 1 << 5;
+const CR0_WP: u64 = 1 << 16;
+const CR0_PG: u64 = 1 << 31;
+const CR4_PAE: u64 = 1 << 5;
+const CR4_OSFXSR: u64 = 1 << 9;
+const CR4_OSXMMEXCPT: u64 = 1 << 10;
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+const XCR0_X87_SSE: u64 = 0b11;
+
+const PTE_PRESENT_WRITABLE: u64 = 0b11;
+const PTE_LARGE: u64 = 1 << 7;
+const LARGE_PAGE: u64 = 2 << 20;
+
+/// Where the structures of a guest that starts in 64-bit mode lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LongMode {
+    /// CR3.
+    page_tables: u64,
+    /// GDTR.
+    gdt: DescriptorTable,
+    /// RSP.
+    stack: u64,
+}
+
+impl LongMode {
+    /// PML4, PDPT and a page directory per GiB.
+    const TABLES: u64 = 1 + 1 + 4;
+    const STACK_BYTES: u64 = 16 << 10;
+    /// Bytes of all structures; their address is a multiple of a page.
+    pub(crate) const BYTES: u64 = (Self::TABLES + 1) * PAGE_SIZE + Self::STACK_BYTES;
+
+    /// The structures for address `base`, and their contents; the rest up to [`Self::BYTES`] is zero.
+    pub(crate) fn build(base: u64) -> (Self, Vec<u8>) {
+        let table = |index: u64| base + index * PAGE_SIZE;
+        let mut entries = vec![0u64; (Self::TABLES * PAGE_SIZE / 8) as usize];
+        let (pml4, rest) = entries.split_at_mut(512);
+        let (pdpt, directories) = rest.split_at_mut(512);
+        pml4[0] = table(1) | PTE_PRESENT_WRITABLE;
+        for (entry, directory) in pdpt.iter_mut().zip(2..Self::TABLES) {
+            *entry = table(directory) | PTE_PRESENT_WRITABLE;
+        }
+        for (entry, page) in directories.iter_mut().zip(0..) {
+            *entry = page * LARGE_PAGE | PTE_PRESENT_WRITABLE | PTE_LARGE;
+        }
+        let gdt = [0, descriptor(CODE_64), descriptor(DATA)];
+        let bytes = entries.iter().chain(&gdt).flat_map(|entry| entry.to_le_bytes()).collect();
+        let long = Self {
+            page_tables: base,
+            gdt: DescriptorTable { base: table(Self::TABLES), limit: size_of_val(&gdt) as u16 - 1 },
+            // A called function finds its return address on the stack, and the stack aligned below it.
+            stack: base + Self::BYTES - 8,
+        };
+        (long, bytes)
+    }
+}
+
+/// A flat descriptor with these attributes.
+const fn descriptor(attributes: u16) -> u64 {
+    (attributes as u64) << 40 | 0xF << 48 | 0xFFFF
+}
+
+const fn flat(selector: u16, attributes: u16) -> Segment {
+    Segment { base: 0, limit: u32::MAX, selector, attributes }
+}
+
+/// Sets the registers of the processor that starts the guest, which are those after RESET.
+pub fn set_registers(vcpu: &mut dyn Vcpu, layout: &Layout<'_>) {
+    let general = vcpu.general_mut();
+    *general = GeneralRegisters { rip: layout.entry, ..GeneralRegisters::default() };
+    general.gpr[RDX] = 0;
+    general.gpr[RAX] = MULTIBOOT_MAGIC;
+    general.gpr[RBX] = layout.information;
+    if let Some(long) = &layout.long {
+        general.gpr[RDI] = layout.information;
+        general.gpr[RSP] = long.stack;
+    }
+
+    let system = vcpu.system_mut();
+    *system = SystemRegisters::default();
+    system.segments = [flat(DATA_SELECTOR, DATA); 6];
+    match &layout.long {
+        None => {
+            system.segments[CS] = flat(CODE_SELECTOR, CODE_32);
+            system.cr0 = CR0_PE | CR0_ET;
+        }
+        Some(long) => {
+            system.segments[CS] = flat(CODE_SELECTOR, CODE_64);
+            system.gdtr = long.gdt;
+            system.idtr.limit = 0;
+            system.cr0 = CR0_PE | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
+            system.cr3 = long.page_tables;
+            system.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT;
+            system.efer = EFER_LME | EFER_LMA;
+        }
+    }
+    *vcpu.shared_mut() = SharedRegisters::default();
+    vcpu.shared_mut().xcr0 = XCR0_X87_SSE;
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::Engine;
+    use engine::fake::FakeEngine;
+
+    use super::*;
+    use crate::load::{Image, Protocol, Segment as Loaded};
+    use crate::memory_map::MemoryMap;
+
+    fn start(protocol: Protocol) -> (FakeEngine, Box<dyn Vcpu>) {
+        let map = MemoryMap::new(8 << 20).unwrap();
+        let engine = FakeEngine::new(map.ram());
+        let space = engine.create_space(0).unwrap();
+        let mut vcpu = engine.create_vcpu(0, &space).unwrap();
+        let segments = vec![Loaded { start: 0x20_0000, size: 0x1000, bytes: b"\xF4" }];
+        let image = Image { segments, entry: 0x20_0000, protocol };
+        let layout = Layout::plan(&image, &map, "", &[]).unwrap();
+        for block in &layout.blocks {
+            engine.write_ram(block.start, &block.bytes).unwrap();
+        }
+        set_registers(vcpu.as_mut(), &layout);
+        (engine, vcpu)
+    }
+
+    #[test]
+    fn multiboot_starts_in_protected_mode() {
+        let (_, vcpu) = start(Protocol::Multiboot);
+        assert_eq!(vcpu.general().gpr[RAX], MULTIBOOT_MAGIC);
+        assert_eq!(vcpu.general().rflags, 2);
+        assert!(vcpu.system().protected_mode() && !vcpu.system().long_code());
+        assert_eq!(vcpu.system().cr0 & CR0_PG, 0);
+        assert_eq!(vcpu.system().efer, 0);
+    }
+
+    #[test]
+    fn elf64_starts_in_long_mode_on_an_identity_map() {
+        let (engine, vcpu) = start(Protocol::Long);
+        let system = vcpu.system();
+        assert!(system.long_code());
+        assert_eq!(system.cpl(), 0);
+        let read = |gpa| {
+            let mut bytes = [0; 8];
+            engine.read_ram(gpa, &mut bytes).unwrap();
+            u64::from_le_bytes(bytes)
+        };
+        for gva in [0, 0x20_0000, 0xBFE0_0000u64, 0xFFE0_0000] {
+            let pdpt = read(system.cr3) & !0xFFF;
+            let directory = read(pdpt + (gva >> 30) * 8) & !0xFFF;
+            assert_eq!(read(directory + (gva >> 21) % 512 * 8), gva | 0x83);
+        }
+        assert_eq!(read(system.gdtr.base + u64::from(CODE_SELECTOR)), 0x00AF_9B00_0000_FFFF);
+        assert_eq!(read(system.gdtr.base + u64::from(DATA_SELECTOR)), 0x00CF_9300_0000_FFFF);
+        assert_eq!(vcpu.general().gpr[RSP] % 16, 8);
+    }
+}
