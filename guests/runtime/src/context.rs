@@ -1,0 +1,289 @@
+//! What every VTL has of its own: descriptor tables, stacks, and the pages that it shares with the hypervisor.
+//!
+//! GS points to the context of the VTL that runs; its base is one of the registers that every VTL has of its own.
+
+use core::arch::asm;
+
+use crate::cell::Global;
+use crate::exceptions::{Exception, VECTOR_STRIDE, runtime_vectors};
+use crate::pages::Page;
+use crate::registers::{msr, write_msr};
+use crate::vtl::Handler;
+
+/// How many VTLs a guest can use.
+pub const VTLS: usize = 3;
+
+/// Selector of CPL 0 code.
+pub const KERNEL_CODE: u16 = 0x08;
+/// Selector of CPL 0 data.
+pub const KERNEL_DATA: u16 = 0x10;
+/// Selector of CPL 3 data.
+pub const USER_DATA: u16 = 0x18 | 3;
+/// Selector of CPL 3 64-bit code.
+pub const USER_CODE: u16 = 0x20 | 3;
+/// Selector of CPL 0 32-bit code.
+pub const KERNEL_CODE_32: u16 = 0x28;
+/// Selector of the task state segment.
+pub const TASK: u16 = 0x30;
+
+/// 64-bit interrupt gates of CPL 0 and 3, in their attribute byte.
+const INTERRUPT_GATE: u16 = 0x8E00;
+const USER_INTERRUPT_GATE: u16 = 0xEE00;
+
+/// The interrupt by which CPL 3 code ends; see [`user`](crate::user).
+pub const USER_EXIT_VECTOR: u8 = 0x80;
+
+/// An entry of the interrupt descriptor table (SDM Vol. 3A 6.14.1).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Gate {
+    offset_low: u16,
+    selector: u16,
+    /// The interrupt stack table index in bits 2:0, type, DPL and P above.
+    attributes: u16,
+    offset_middle: u16,
+    offset_high: u32,
+    reserved: u32,
+}
+
+impl Gate {
+    const EMPTY: Self =
+        Self { offset_low: 0, selector: 0, attributes: 0, offset_middle: 0, offset_high: 0, reserved: 0 };
+
+    fn new(offset: u64, attributes: u16) -> Self {
+        Self {
+            offset_low: offset as u16,
+            selector: KERNEL_CODE,
+            attributes,
+            offset_middle: (offset >> 16) as u16,
+            offset_high: (offset >> 32) as u32,
+            reserved: 0,
+        }
+    }
+}
+
+/// The 64-bit task state segment (SDM Vol. 3A 8.7).
+#[repr(C, packed(4))]
+#[derive(Clone, Copy, Debug)]
+struct TaskState {
+    reserved0: u32,
+    stacks: [u64; 3],
+    reserved1: u64,
+    interrupt_stacks: [u64; 7],
+    reserved2: u64,
+    reserved3: u16,
+    io_map: u16,
+}
+
+const EXCEPTION_STACK: usize = 32 * 1024;
+const MAIN_STACK: usize = 64 * 1024;
+
+/// A stack.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+struct Stack<const BYTES: usize>([u8; BYTES]);
+
+/// A page at a page boundary.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct AlignedPage(pub Page);
+
+/// The state of one VTL on the virtual processor.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct Context {
+    // These five are accessed through GS by assembly code.
+    this: *mut Context,
+    /// Where [`catch`](crate::exceptions::catch) goes on after an exception; null if there is no one to catch it.
+    pub(crate) recovery: *mut u8,
+    /// The start of the hypercall page.
+    pub hypercall: u64,
+    /// The code in the hypercall page that makes a VTL call.
+    pub vtl_call: u64,
+    /// The code in the hypercall page that makes a VTL return.
+    pub vtl_return: u64,
+
+    /// The VTL that this is the context of.
+    pub vtl: u8,
+    /// The last exception that was caught.
+    pub(crate) exception: Option<Exception>,
+    /// What the VTL does when it is entered.
+    pub(crate) handler: Option<Handler>,
+    /// How often each interrupt vector was taken.
+    pub interrupts: [u32; 256],
+
+    gdt: [u64; 8],
+    task: TaskState,
+    idt: [Gate; 256],
+    /// Where the hypercall page is laid over.
+    pub hypercall_page: AlignedPage,
+    /// Where the VP assist page is laid over.
+    pub assist_page: AlignedPage,
+    /// Where the SynIC's message page is laid over.
+    pub message_page: AlignedPage,
+    /// Input parameters of hypercalls.
+    pub input_page: AlignedPage,
+    /// Output parameters of hypercalls.
+    pub output_page: AlignedPage,
+    exception_stack: Stack<EXCEPTION_STACK>,
+    /// The stack that interrupts from CPL 3 use.
+    main_stack: Stack<MAIN_STACK>,
+}
+
+/// Offset of [`Context::recovery`] in the context.
+pub(crate) const RECOVERY: usize = core::mem::offset_of!(Context, recovery);
+/// Offset of [`Context::vtl_return`] in the context.
+pub(crate) const VTL_RETURN: usize = core::mem::offset_of!(Context, vtl_return);
+
+const fn context(vtl: u8) -> Context {
+    const PAGE: AlignedPage = AlignedPage([0; 4096]);
+    Context {
+        this: core::ptr::null_mut(),
+        recovery: core::ptr::null_mut(),
+        hypercall: 0,
+        vtl_call: 0,
+        vtl_return: 0,
+        vtl,
+        exception: None,
+        handler: None,
+        interrupts: [0; 256],
+        gdt: [0; 8],
+        task: TaskState {
+            reserved0: 0,
+            stacks: [0; 3],
+            reserved1: 0,
+            interrupt_stacks: [0; 7],
+            reserved2: 0,
+            reserved3: 0,
+            io_map: 0,
+        },
+        idt: [Gate::EMPTY; 256],
+        hypercall_page: PAGE,
+        assist_page: PAGE,
+        message_page: PAGE,
+        input_page: PAGE,
+        output_page: PAGE,
+        exception_stack: Stack([0; EXCEPTION_STACK]),
+        main_stack: Stack([0; MAIN_STACK]),
+    }
+}
+
+/// VTL0's context. All zero, so that it takes no room in the image; [`prepare`] fills it in.
+static BOOT: Global<Context> = Global::new(context(0));
+/// The contexts of the VTLs above 0, in pages that VTL0 has no business with.
+#[unsafe(link_section = ".bss.private.contexts")]
+static HIGHER: Global<[Context; VTLS - 1]> = Global::new([context(0), context(0)]);
+
+/// The context of a VTL. References to it must be short: assembly code and exception handlers change it.
+///
+/// # Panics
+/// When there is no such VTL.
+#[must_use]
+pub fn of(vtl: u8) -> *mut Context {
+    assert!((vtl as usize) < VTLS, "VTL{vtl} has no context");
+    match vtl.checked_sub(1) {
+        None => BOOT.pointer(),
+        // SAFETY: the index is inside the array, as asserted.
+        Some(index) => unsafe { HIGHER.pointer().cast::<Context>().add(index as usize) },
+    }
+}
+
+/// The context of the VTL that runs.
+#[must_use]
+pub fn current() -> *mut Context {
+    let this;
+    // SAFETY: GS points to the VTL's context, which begins with its own address.
+    unsafe { asm!("mov {}, gs:[0]", out(reg) this, options(nostack, preserves_flags, readonly)) };
+    this
+}
+
+/// The VTL that runs.
+#[must_use]
+pub fn current_vtl() -> u8 {
+    // SAFETY: the context is valid and the field is never changed while the VTL runs.
+    unsafe { (*current()).vtl }
+}
+
+/// The registers that make a context the one that is used.
+#[derive(Debug, Clone, Copy)]
+pub struct Tables {
+    /// Linear address of the context, for GS.
+    pub context: u64,
+    /// Linear address and limit of the GDT.
+    pub gdt: (u64, u16),
+    /// Linear address and limit of the IDT.
+    pub idt: (u64, u16),
+    /// Linear address and limit of the task state segment.
+    pub task: (u64, u32),
+    /// Top of the VTL's stack.
+    pub stack: u64,
+}
+
+/// Fills in a VTL's descriptor tables.
+pub fn prepare(vtl: u8) -> Tables {
+    let pointer = of(vtl);
+    // SAFETY: the context is valid, and the VTL does not run yet.
+    let context = unsafe { &mut *pointer };
+    context.this = pointer;
+    context.vtl = vtl;
+    let exception_stack = &raw const context.exception_stack as u64 + EXCEPTION_STACK as u64;
+    let main_stack = &raw const context.main_stack as u64 + MAIN_STACK as u64;
+    context.task.interrupt_stacks[0] = exception_stack;
+    context.task.stacks[0] = exception_stack;
+    context.task.io_map = size_of::<TaskState>() as u16;
+
+    let task = &raw const context.task as u64;
+    let limit = size_of::<TaskState>() as u64 - 1;
+    context.gdt = [
+        0,
+        0x00AF_9B00_0000_FFFF,
+        0x00CF_9300_0000_FFFF,
+        0x00CF_F300_0000_FFFF,
+        0x00AF_FB00_0000_FFFF,
+        0x00CF_9B00_0000_FFFF,
+        limit | (task & 0xFF_FFFF) << 16 | 0x89 << 40 | (task >> 24 & 0xFF) << 56,
+        task >> 32,
+    ];
+    for (vector, gate) in context.idt.iter_mut().enumerate() {
+        let attributes = match vector {
+            // INT3 and the exit of CPL 3 code.
+            3 | 0x80 => USER_INTERRUPT_GATE,
+            _ => INTERRUPT_GATE,
+        };
+        // Everything runs on a stack of its own: compiled code may use the red zone below the stack pointer.
+        *gate = Gate::new(&raw const runtime_vectors as u64 + (vector * VECTOR_STRIDE) as u64, attributes | 1);
+    }
+    Tables {
+        context: pointer as u64,
+        gdt: (&raw const context.gdt as u64, size_of_val(&context.gdt) as u16 - 1),
+        idt: (&raw const context.idt as u64, size_of_val(&context.idt) as u16 - 1),
+        task: (task, limit as u32),
+        stack: main_stack,
+    }
+}
+
+/// A pointer to a descriptor table, as LGDT and LIDT take it.
+#[repr(C, packed)]
+struct TablePointer(u16, u64);
+
+/// Gives VTL0 its tables, on the virtual processor that booted.
+pub(crate) fn start_boot_vtl() {
+    let tables = prepare(0);
+    let gdt = TablePointer(tables.gdt.1, tables.gdt.0);
+    let idt = TablePointer(tables.idt.1, tables.idt.0);
+    // SAFETY: the tables are complete and stay where they are; the selectors loaded already mean the same in the new
+    // GDT; GS is not used for anything else.
+    unsafe {
+        asm!("lgdt [{}]", in(reg) &gdt, options(readonly, nostack, preserves_flags));
+        asm!("lidt [{}]", in(reg) &idt, options(readonly, nostack, preserves_flags));
+        asm!("ltr {:x}", in(reg) TASK, options(nostack, preserves_flags));
+        write_msr(msr::GS_BASE, tables.context);
+    }
+}
+
+/// Lets a VTL have another interrupt gate than the runtime's; `None` marks the gate as not present.
+pub fn set_gate(vtl: u8, vector: u8, handler: Option<u64>) {
+    let gate = handler.map_or(Gate::EMPTY, |offset| Gate::new(offset, INTERRUPT_GATE | 1));
+    // SAFETY: the context is valid; the processor reads the gate only when it delivers the vector.
+    unsafe { (&raw mut (*of(vtl)).idt[vector as usize]).write_volatile(gate) };
+}

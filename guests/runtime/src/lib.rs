@@ -1,0 +1,23 @@
+//! What a bare-metal guest needs to run in several Virtual Trust Levels: booting, exceptions, a console, hypercalls,
+//! and code in every VTL.
+//!
+//! A guest is one image for one virtual processor. It starts in VTL0 at the function that [`entry!`] names.
+#![no_std]
+#![warn(missing_docs)]
+
+mod boot;
+pub mod calls;
+pub mod cell;
+pub mod context;
+pub mod exceptions;
+pub mod hypercall;
+pub mod interface;
+mod memory_functions;
+pub mod messages;
+pub mod multiboot;
+pub mod pages;
+pub mod port;
+pub mod registers;
+pub mod serial;
+pub mod user;
+pub mod vtl;

@@ -1,0 +1,80 @@
+//! Memory for tests, handed out page by page and never taken back.
+
+use core::ops::Range;
+
+use crate::cell::Global;
+use crate::multiboot::Information;
+
+/// Bytes in a page.
+pub const PAGE_SIZE: usize = 4096;
+
+/// Memory that is assumed when the loader does not tell, in KiB above 1 MiB.
+const LEAST_MEMORY: u32 = 31 * 1024;
+
+static FREE: Global<(usize, usize)> = Global::new((0, 0));
+
+unsafe extern "C" {
+    static image_start: u8;
+    static image_text_end: u8;
+    static image_private_start: u8;
+    static image_private_end: u8;
+    static image_end: u8;
+}
+
+pub(crate) fn initialize(information: Option<&Information>) {
+    let upper = information.and_then(Information::memory_upper).unwrap_or(LEAST_MEMORY);
+    let end = (upper as usize + 1024) * 1024 & !(PAGE_SIZE - 1);
+    FREE.set((image().end, end));
+}
+
+/// A page of memory for a guest's own use.
+pub type Page = [u8; PAGE_SIZE];
+
+/// Takes `count` pages that follow each other and are zero. They are mapped one to one.
+///
+/// # Panics
+/// When there is not enough memory.
+#[must_use]
+pub fn allocate(count: usize) -> *mut Page {
+    let (start, end) = FREE.get();
+    let next = start + count * PAGE_SIZE;
+    assert!(next <= end, "the guest has too little memory: {count} pages wanted at {start:#x}, end {end:#x}");
+    FREE.set((next, end));
+    let pages = start as *mut Page;
+    // SAFETY: the range is RAM that is mapped one to one and given to nobody else.
+    unsafe { pages.write_bytes(0, count) };
+    pages
+}
+
+/// As [`allocate`], starting at a multiple of 2 MiB.
+#[must_use]
+pub fn allocate_aligned(count: usize) -> *mut Page {
+    const LARGE: usize = 2 << 20;
+    let (start, end) = FREE.get();
+    FREE.set((start.next_multiple_of(LARGE), end));
+    allocate(count)
+}
+
+/// The end of usable memory.
+#[must_use]
+pub fn memory_end() -> usize {
+    FREE.get().1
+}
+
+/// The image: code, constants, data and stacks.
+#[must_use]
+pub fn image() -> Range<usize> {
+    &raw const image_start as usize..&raw const image_end as usize
+}
+
+/// The image's code.
+#[must_use]
+pub fn image_text() -> Range<usize> {
+    &raw const image_start as usize..&raw const image_text_end as usize
+}
+
+/// The image's statics in sections `.bss.private`, which belong to VTLs above 0.
+#[must_use]
+pub fn image_private() -> Range<usize> {
+    &raw const image_private_start as usize..&raw const image_private_end as usize
+}
