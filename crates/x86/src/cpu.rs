@@ -9,6 +9,7 @@ use engine::{CpuidLeaf, Event};
 use crate::Bus;
 use crate::external::External;
 use crate::flags::{self, Flags};
+use crate::segment::Windows;
 use crate::stop::StopReason;
 use crate::tlb::Tlb;
 
@@ -75,6 +76,8 @@ pub struct Cpu {
     pub(crate) shared: SharedRegisters,
     /// What follows from `system` and RFLAGS.VM.
     pub(crate) mode: Mode,
+    /// What data accesses may reach through each segment register.
+    pub(crate) windows: Windows,
     /// Cached translations.
     pub(crate) tlb: Tlb,
     /// The world.
@@ -89,9 +92,11 @@ pub struct Cpu {
     pub(crate) interrupt_shadow: bool,
     /// The code page that is being executed was written to; see [`Cpu::stored`].
     pub(crate) code_modified: bool,
-    /// Counts changes of what instruction fetches translate to: whoever drops translations of code or changes the
-    /// rights to fetch increases it.
+    /// A number for what instruction fetches translate to ([`Tlb::fetch_epoch`]); it does not tell privilege levels
+    /// apart.
     pub(crate) fetch_epoch: u64,
+    /// Breakpoints, as bits of DR6, that accesses of the instruction in progress met.
+    pub(crate) debug_hits: u64,
     /// Kernel and user execute are told apart.
     pub(crate) mode_based_execute: bool,
     /// What CPUID answers.
@@ -116,8 +121,9 @@ impl Cpu {
     pub fn new(bus: Arc<dyn Bus>) -> Self {
         let system = SystemRegisters::default();
         let general = GeneralRegisters::default();
-        Self {
+        let mut cpu = Self {
             mode: Mode::of(&system, general.rflags),
+            windows: Windows::default(),
             flags: Flags::from_register(general.rflags),
             general,
             system,
@@ -129,18 +135,24 @@ impl Cpu {
             pending: None,
             interrupt_shadow: false,
             code_modified: false,
-            fetch_epoch: 1,
+            fetch_epoch: 0,
+            debug_hits: 0,
             mode_based_execute: false,
             cpuid: Vec::new(),
             tsc_offset: 0,
             kick: Arc::new(AtomicBool::new(false)),
             instructions: 0,
             window_wanted: false,
-        }
+        };
+        cpu.update_mode();
+        cpu.forget_pages();
+        cpu
     }
 
     /// Recomputes what is derived from the system registers and RFLAGS.VM.
     pub(crate) fn update_mode(&mut self) {
         self.mode = Mode::of(&self.system, self.general.rflags);
+        self.update_windows();
+        self.update_translation();
     }
 }

@@ -6,13 +6,19 @@
 
 mod bus;
 mod cpu;
+mod debug;
+mod descriptor;
 mod external;
 mod flags;
+mod host;
+mod memory;
 mod op;
 mod operand;
 mod segment;
 mod stop;
 mod tlb;
+mod translate;
 
-pub use bus::{Bus, HostPage};
+pub use bus::{Bus, HostPage, written};
 pub use cpu::Cpu;
+pub use tlb::PHYSICAL_ADDRESS_BITS;
