@@ -220,6 +220,10 @@ pub enum CallCode {
     SignalEventDirect = 0x00C0,
     /// HvCallPostMessageDirect posts a message to a given SINT.
     PostMessageDirect = 0x00C1,
+    /// HvCallQueryVtlProtectionMaskRange reads what lower VTLs may do with ranges of pages.
+    QueryVtlProtectionMaskRange = 0x00CC,
+    /// HvCallModifyVtlProtectionMaskRange changes what lower VTLs may do with ranges of pages.
+    ModifyVtlProtectionMaskRange = 0x00CD,
     /// HvCallCheckSparseGpaPageVtlAccess tells whether a lower VTL may access pages.
     CheckSparseGpaPageVtlAccess = 0x00D4,
     /// HvCallAcceptGpaPages accepts pages of an isolated partition.
