@@ -16,6 +16,7 @@ mod memory_functions;
 pub mod messages;
 pub mod multiboot;
 pub mod pages;
+pub mod paging;
 pub mod port;
 pub mod registers;
 pub mod serial;

@@ -16,6 +16,7 @@ static FREE: Global<(usize, usize)> = Global::new((0, 0));
 unsafe extern "C" {
     static image_start: u8;
     static image_text_end: u8;
+    static image_rodata_end: u8;
     static image_private_start: u8;
     static image_private_end: u8;
     static image_end: u8;
@@ -23,7 +24,7 @@ unsafe extern "C" {
 
 pub(crate) fn initialize(information: Option<&Information>) {
     let upper = information.and_then(Information::memory_upper).unwrap_or(LEAST_MEMORY);
-    let end = (upper as usize + 1024) * 1024 & !(PAGE_SIZE - 1);
+    let end = (upper as usize / 4 + 256) * PAGE_SIZE;
     FREE.set((image().end, end));
 }
 
@@ -71,6 +72,12 @@ pub fn image() -> Range<usize> {
 #[must_use]
 pub fn image_text() -> Range<usize> {
     &raw const image_start as usize..&raw const image_text_end as usize
+}
+
+/// The image's constants.
+#[must_use]
+pub fn image_constants() -> Range<usize> {
+    &raw const image_text_end as usize..&raw const image_rodata_end as usize
 }
 
 /// The image's statics in sections `.bss.private`, which belong to VTLs above 0.

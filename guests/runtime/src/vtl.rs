@@ -5,34 +5,27 @@
 
 use core::arch::global_asm;
 
-use tlfs::{HvStatus, InputVtl};
+use tlfs::assist_page::{VpAssistPage, VtlEntryReason};
+use tlfs::context::InitialVpContext;
+use tlfs::registers::{SegmentAttributes, SegmentRegister, TableRegister};
+use tlfs::{CallCode, HvStatus, HypercallInput};
+use zerocopy::IntoBytes;
 
 use crate::calls::{self, PARTITION_SELF};
 use crate::context::{self, AlignedPage, KERNEL_CODE, KERNEL_DATA, TASK, Tables, VTL_RETURN};
 use crate::exceptions::{self, Exception};
 use crate::hypercall::{self, RAX, RCX, Registers, call_with, slow};
-use crate::registers::{cr3, msr, read_msr};
+use crate::registers::{cr0, cr3, cr4, msr, read_msr};
 use crate::{interface, port, println};
 
 /// What a VTL does when it is entered.
 pub type Handler = fn(&mut Entry<'_>);
 
-/// Why a VTL was entered (HV_VTL_ENTRY_REASON).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
-    /// A VTL call from below.
-    Call,
-    /// An interrupt, which is how intercepts come too.
-    Interrupt,
-    /// Anything else that the hypervisor wrote.
-    Other(u32),
-}
-
 /// An entry into a VTL.
 #[derive(Debug)]
 pub struct Entry<'a> {
     /// Why.
-    pub reason: Reason,
+    pub reason: VtlEntryReason,
     /// The shared registers as the VTL below left them. What the handler changes is what that VTL finds; RAX and RCX
     /// only after a fast return.
     pub registers: &'a mut Registers,
@@ -40,26 +33,9 @@ pub struct Entry<'a> {
     pub fast_return: bool,
 }
 
-/// The head of the VP assist page, HV_VP_ASSIST_PAGE (TLFS 7.8.7).
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub struct AssistPage {
-    /// APIC assist.
-    pub apic_assist: u32,
-    reserved: u32,
-    /// HV_VTL_ENTRY_REASON.
-    pub entry_reason: u32,
-    /// Whether VINA is asserted, in bit 0.
-    pub vina_status: u32,
-    /// RAX after a return that is not fast.
-    pub return_rax: u64,
-    /// RCX after a return that is not fast.
-    pub return_rcx: u64,
-}
-
 /// The VP assist page of the VTL that runs.
 #[must_use]
-pub fn assist_page() -> *mut AssistPage {
+pub fn assist_page() -> *mut VpAssistPage {
     // SAFETY: the context is valid, and this only takes an address.
     unsafe { (&raw mut (*context::current()).assist_page).cast() }
 }
@@ -169,11 +145,7 @@ const EXIT_STUCK: u8 = 4;
 
 extern "C" fn serve(registers: &mut Registers) {
     // SAFETY: the page is valid, and the hypervisor has written it.
-    let reason = match unsafe { (&raw const (*assist_page()).entry_reason).read_volatile() } {
-        1 => Reason::Call,
-        2 => Reason::Interrupt,
-        other => Reason::Other(other),
-    };
+    let reason = unsafe { (&raw const (*assist_page()).vtl_control.entry_reason).read_volatile() };
     let mut entry = Entry { reason, registers, fast_return: false };
     // SAFETY: the context is valid.
     if let Some(handler) = unsafe { (*context::current()).handler } {
@@ -186,75 +158,50 @@ extern "C" fn serve(registers: &mut Registers) {
     }
 }
 
-/// HV_X64_SEGMENT_REGISTER, as the two words of the structure.
-#[must_use]
-pub fn segment(selector: u16, base: u64, limit: u32, attributes: u16) -> [u64; 2] {
-    [base, u64::from(limit) | u64::from(selector) << 32 | u64::from(attributes) << 48]
+/// A segment of 4 GiB from `base`; the attributes are those of a descriptor, without the limit.
+const fn segment(selector: u16, base: u64, attributes: u16) -> SegmentRegister {
+    SegmentRegister { base, limit: u32::MAX, selector, attributes: SegmentAttributes::from_bits(attributes) }
 }
 
-/// Words of HV_INITIAL_VP_CONTEXT.
-pub const CONTEXT_WORDS: usize = 28;
-/// Index of RIP in the context.
-pub const CONTEXT_RIP: usize = 0;
-/// Index of RFLAGS.
-pub const CONTEXT_RFLAGS: usize = 2;
-/// Index of CS; every segment takes two words.
-pub const CONTEXT_CS: usize = 3;
-/// Index of EFER.
-pub const CONTEXT_EFER: usize = 23;
-/// Index of CR0.
-pub const CONTEXT_CR0: usize = 24;
-/// Index of CR3.
-pub const CONTEXT_CR3: usize = 25;
-/// Index of CR4.
-pub const CONTEXT_CR4: usize = 26;
-/// Index of the PAT.
-pub const CONTEXT_PAT: usize = 27;
-
-/// The HV_INITIAL_VP_CONTEXT by which a VTL starts in the runtime, on its own stack and tables.
+/// The state in which a VTL starts in the runtime, on its own stack and tables.
 #[must_use]
-pub fn initial_context(tables: &Tables, page_tables: u64) -> [u64; CONTEXT_WORDS] {
-    let code = segment(KERNEL_CODE, 0, u32::MAX, 0xA09B);
-    let data = segment(KERNEL_DATA, 0, u32::MAX, 0xC093);
-    let parts: [[u64; 2]; 10] = [
-        code,
-        data,
-        data,
-        segment(0, 0, u32::MAX, 0xC093),
-        segment(0, tables.context, u32::MAX, 0xC093),
-        data,
-        segment(TASK, tables.task.0, tables.task.1, 0x8B),
-        segment(0, 0, 0, 0x82),
-        [u64::from(tables.idt.1) << 48, tables.idt.0],
-        [u64::from(tables.gdt.1) << 48, tables.gdt.0],
-    ];
-    let mut context = [0; CONTEXT_WORDS];
-    context[CONTEXT_RIP] = runtime_vtl_start as *const () as u64;
-    context[1] = tables.stack;
-    context[CONTEXT_RFLAGS] = 2;
-    for (index, part) in parts.iter().enumerate() {
-        context[CONTEXT_CS + 2 * index..][..2].copy_from_slice(part);
+pub fn initial_context(tables: &Tables, page_tables: u64) -> InitialVpContext {
+    let data = segment(KERNEL_DATA, 0, 0xC093);
+    let table = |(base, limit)| TableRegister { pad: [0; 3], limit, base };
+    InitialVpContext {
+        rip: runtime_vtl_start as *const () as u64,
+        rsp: tables.stack,
+        rflags: 2,
+        cs: segment(KERNEL_CODE, 0, 0xA09B),
+        ds: data,
+        es: data,
+        fs: segment(0, 0, 0xC093),
+        gs: segment(0, tables.context, 0xC093),
+        ss: data,
+        tr: SegmentRegister { limit: tables.task.1, ..segment(TASK, tables.task.0, 0x8B) },
+        ldtr: SegmentRegister { limit: 0, ..segment(0, 0, 0x82) },
+        idtr: table(tables.idt),
+        gdtr: table(tables.gdt),
+        // SAFETY: every 64-bit processor has this register.
+        efer: unsafe { read_msr(msr::EFER) },
+        cr0: cr0(),
+        cr3: page_tables,
+        cr4: cr4(),
+        // SAFETY: every 64-bit processor has this register.
+        msr_cr_pat: unsafe { read_msr(msr::PAT) },
     }
-    // SAFETY: every 64-bit processor has these registers.
-    let (efer, pat) = unsafe { (read_msr(msr::EFER), read_msr(msr::PAT)) };
-    context[CONTEXT_EFER] = efer;
-    context[CONTEXT_CR0] = crate::registers::cr0();
-    context[CONTEXT_CR3] = page_tables;
-    context[CONTEXT_CR4] = crate::registers::cr4();
-    context[CONTEXT_PAT] = pat;
-    context
 }
 
 /// HvCallEnableVpVtl.
 ///
 /// # Errors
 /// The call's status.
-pub fn enable_vp_vtl(partition: u64, vp: u32, vtl: u8, context: &[u64; CONTEXT_WORDS]) -> Result<(), HvStatus> {
-    let mut input = [0; 2 + CONTEXT_WORDS];
+pub fn enable_vp_vtl(partition: u64, vp: u32, vtl: u8, context: &InitialVpContext) -> Result<(), HvStatus> {
+    let mut input = [0; 2 + size_of::<InitialVpContext>() / 8];
     input[0] = partition;
     input[1] = u64::from(vp) | u64::from(vtl) << 32;
-    input[2..].copy_from_slice(context);
-    let control = tlfs::HypercallInput::simple(tlfs::CallCode::EnableVpVtl);
+    input[2..].as_mut_bytes().copy_from_slice(context.as_bytes());
+    let control = HypercallInput::simple(CallCode::EnableVpVtl);
     // SAFETY: the context starts a VTL that does not run yet, on memory of its own.
     match unsafe { slow(control, &input, &mut []) }.status() {
         HvStatus::Success => Ok(()),
@@ -382,18 +329,12 @@ pub fn message_page() -> *mut AlignedPage {
     unsafe { &raw mut (*context::current()).message_page }
 }
 
-/// The VTL above the one that runs, as the target of hypercalls.
-#[must_use]
-pub fn input_vtl(vtl: u8) -> InputVtl {
-    calls::target(vtl)
-}
-
 /// Makes a VTL switch by hypercall 0x11 or 0x12 through the hypercall page's entry: RCX is the call code and RAX the
 /// control input.
 ///
 /// # Safety
 /// As for [`hypercall::raw`].
-pub unsafe fn switch_by_hypercall(code: tlfs::CallCode, registers: &mut Registers, control: u64) {
+pub unsafe fn switch_by_hypercall(code: CallCode, registers: &mut Registers, control: u64) {
     registers.general[RCX] = u64::from(code.0);
     registers.general[RAX] = control;
     // SAFETY: the caller answers for the call.
