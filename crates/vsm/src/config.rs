@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use tlfs::cpuid::PartitionPrivileges;
+
 /// Which reading of the specification a partition follows where shipping implementations differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Profile {
@@ -26,6 +28,8 @@ pub struct Config {
     pub profile: Profile,
     /// Offer mode-based execute control (TLFS 15.10), if the engine enforces it.
     pub mode_based_execute: bool,
+    /// Privileges that the guest does not get although the rules implement them.
+    pub withheld: PartitionPrivileges,
     /// The instruction by which hypercall pages leave the guest.
     pub entry: EntryInstruction,
 }
@@ -38,4 +42,19 @@ pub enum EntryInstruction {
     Vmcall,
     /// OUT of EAX to this port, for engines on which VMCALL does not leave the guest.
     Port(u8),
+}
+
+/// One VP, VTL0 to VTL2, no RAM.
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            vps: 1,
+            vtls: 3,
+            ram: Vec::new(),
+            profile: Profile::default(),
+            mode_based_execute: true,
+            withheld: PartitionPrivileges::new(),
+            entry: EntryInstruction::default(),
+        }
+    }
 }

@@ -2,15 +2,30 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod assist_page;
+mod code_page;
 mod config;
+mod cpuid;
 mod error;
+mod exit;
 mod hypercall;
+mod intercept;
+mod msr;
 mod observe;
+mod overlay;
+mod page_tables;
 mod partition;
+mod platform_msr;
+mod run;
+mod switch;
+mod synic;
 mod vp;
 
 pub use config::{Config, EntryInstruction, Profile};
 pub use error::Error;
+pub use exit::Disposition;
 pub use observe::{Observation, Observed, Observer, SwitchReason};
 pub use partition::Partition;
+pub use run::Entry;
+pub use tlfs::{Vtl, VtlSet};
 pub use vp::Vp;

@@ -1,41 +1,53 @@
 //! State that all VPs of a partition share.
 
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use engine::{AddressSpace, Engine, EngineError};
-
+use engine::{Access, AddressSpace, Engine};
+use tlfs::cpuid::PartitionPrivileges;
 use tlfs::{Vtl, VtlSet};
 
-use crate::{Config, Error, Observation, Observed, Observer, Vp};
+use crate::overlay::PlacedPage;
+use crate::{Config, Error, Observation, Observed, Observer, Vp, code_page, cpuid};
 
-/// HV_PARTITION_ID_SELF (TLFS 2.2): the only partition that a guest can name here.
-pub const PARTITION_SELF: u64 = u64::MAX;
+/// Units of the partition reference time in a second (TLFS 12.4).
+const REFERENCE_FREQUENCY: u128 = 10_000_000;
 
 /// A guest: the state that its VPs share. Everything here can be used from every thread.
 ///
-/// Locks are taken in the order of the fields; none is held while guest code runs.
+/// Locks are leaves but for `changes`, which is taken before any other; none is held while guest code runs.
 pub struct Partition {
     pub(crate) config: Config,
     pub(crate) engine: Arc<dyn Engine>,
+    /// Ticks of the clock in a second.
     pub(crate) tsc_frequency: u64,
+    privileges: PartitionPrivileges,
+    physical_address_bits: u8,
     observer: Option<Arc<dyn Observer>>,
-    /// Serializes changes to VTLs, their overlays and their protections.
+    /// Serializes changes to VTLs and their protections.
     changes: Mutex<()>,
     /// VTLs enabled for the partition (TLFS 15.3.3.1).
     enabled: AtomicU16,
     /// One element per VTL that the guest is offered.
-    vtls: Box<[PartitionVtl]>,
+    vtls: Box<[OnceLock<PartitionVtl>]>,
 }
 
-/// What a VTL has once in a partition.
-#[derive(Default)]
-pub(crate) struct PartitionVtl {
-    space: OnceLock<Arc<dyn AddressSpace>>,
+/// What a VTL has once in a partition, from the time it is enabled.
+struct PartitionVtl {
+    space: Arc<dyn AddressSpace>,
+    hypercall: Mutex<HypercallPage>,
+    /// Whether the hypercall page is enabled, for those who do not want to lock it.
+    hypercalls_enabled: AtomicBool,
+}
+
+/// The hypercall interface of a VTL (TLFS 3.13).
+pub(crate) struct HypercallPage {
+    pub(crate) guest_os_id: u64,
+    pub(crate) placed: PlacedPage,
 }
 
 impl Partition {
-    /// Makes a partition with VTL0 enabled.
+    /// Makes a partition with VTL0 enabled. `tsc_frequency` is in ticks per second.
     ///
     /// # Errors
     /// If the configuration is invalid or more than the engine can do.
@@ -50,24 +62,28 @@ impl Partition {
             if asked > most { Err(Error::Limit { what, most, asked }) } else { Ok(()) }
         };
         limit("virtual processors", config.vps, capabilities.max_vps)?;
-        limit("VTLs", config.vtls.into(), capabilities.max_vtls.min(16).into())?;
+        limit("VTLs", config.vtls.into(), capabilities.max_vtls.min(Vtl::COUNT as u8).into())?;
         if config.vps == 0 || config.vtls == 0 {
             return Err(Error::Config("a partition needs a virtual processor and a VTL"));
         }
         if tsc_frequency == 0 {
             return Err(Error::Config("the time stamp counter stands still"));
         }
-        let vtls = (0..config.vtls).map(|_| PartitionVtl::default()).collect();
+        let privileges = cpuid::privileges(&config);
+        let physical_address_bits = capabilities.physical_address_bits;
+        let vtls = (0..config.vtls).map(|_| OnceLock::new()).collect();
         let partition = Arc::new(Self {
             config,
             engine,
             tsc_frequency,
+            privileges,
+            physical_address_bits,
             observer,
             changes: Mutex::new(()),
-            enabled: AtomicU16::new(VtlSet::EMPTY.with(Vtl::ZERO).into_bits()),
+            enabled: AtomicU16::new(0),
             vtls,
         });
-        partition.create_space(Vtl::ZERO)?;
+        partition.enable_vtl(Vtl::ZERO)?;
         Ok(partition)
     }
 
@@ -85,31 +101,83 @@ impl Partition {
         &self.config
     }
 
+    /// What the guest may use (TLFS 4.2.2).
+    #[must_use]
+    pub fn privileges(&self) -> PartitionPrivileges {
+        self.privileges
+    }
+
+    /// Whether the guest has all of these privileges.
+    pub(crate) fn grants(&self, needed: PartitionPrivileges) -> bool {
+        needed.into_bits() & !self.privileges.into_bits() == 0
+    }
+
+    /// Guest physical addresses are below 2 to the power of this.
+    #[must_use]
+    pub fn physical_address_bits(&self) -> u8 {
+        self.physical_address_bits
+    }
+
     /// The VTLs enabled for the partition.
     #[must_use]
     pub fn enabled_vtls(&self) -> VtlSet {
         VtlSet::from_bits(self.enabled.load(Ordering::Acquire))
     }
 
+    /// The most privileged VTL that the guest can enable.
+    #[must_use]
+    pub fn maximum_vtl(&self) -> Vtl {
+        Vtl::from_bits(if self.privileges.access_vsm() { self.config.vtls.saturating_sub(1) } else { 0 })
+    }
+
     /// Guest memory as `vtl` sees it; `None` if it is not enabled.
     #[must_use]
     pub fn space(&self, vtl: Vtl) -> Option<&Arc<dyn AddressSpace>> {
-        self.vtls.get(vtl.index())?.space.get()
+        Some(&self.vtl(vtl)?.space)
     }
 
-    /// Holds off all other changes to VTLs, overlays and protections.
+    /// The partition reference time: units of 100 ns (TLFS 12.4).
+    #[must_use]
+    pub fn reference_time(&self, now: u64) -> u64 {
+        (u128::from(now) * REFERENCE_FREQUENCY / u128::from(self.tsc_frequency)) as u64
+    }
+
+    /// Holds off all other changes to VTLs and protections.
     pub(crate) fn change(&self) -> MutexGuard<'_, ()> {
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.changes)
     }
 
-    /// Makes the address space of a VTL, once.
-    pub(crate) fn create_space(&self, vtl: Vtl) -> Result<Option<&Arc<dyn AddressSpace>>, EngineError> {
-        let Some(state) = self.vtls.get(vtl.index()) else { return Ok(None) };
-        if let Some(space) = state.space.get() {
-            return Ok(Some(space));
+    /// Makes a VTL available. It must be one that the guest is offered, and not be enabled yet.
+    pub(crate) fn enable_vtl(&self, vtl: Vtl) -> Result<(), Error> {
+        let slot = self.vtls.get(vtl.index()).ok_or(Error::Config("no such VTL"))?;
+        let space = self.engine.create_space(vtl.number())?;
+        let placed = PlacedPage::new(&*space, Access::READ | Access::EXECUTE)?;
+        placed.page().write(0, &code_page::contents(self.config.entry));
+        let state = PartitionVtl {
+            space,
+            hypercall: Mutex::new(HypercallPage { guest_os_id: 0, placed }),
+            hypercalls_enabled: AtomicBool::new(false),
+        };
+        if slot.set(state).is_ok() {
+            self.enabled.fetch_or(VtlSet::EMPTY.with(vtl).into_bits(), Ordering::Release);
         }
-        let space = self.engine.create_space(vtl.get())?;
-        Ok(Some(state.space.get_or_init(|| space)))
+        Ok(())
+    }
+
+    /// The hypercall interface of a VTL; `None` if it is not enabled.
+    pub(crate) fn hypercall_page(&self, vtl: Vtl) -> Option<MutexGuard<'_, HypercallPage>> {
+        Some(lock(&self.vtl(vtl)?.hypercall))
+    }
+
+    /// Whether code in `vtl` may make hypercalls.
+    pub(crate) fn hypercalls_enabled(&self, vtl: Vtl) -> bool {
+        self.vtl(vtl).is_some_and(|state| state.hypercalls_enabled.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_hypercalls_enabled(&self, vtl: Vtl, enabled: bool) {
+        if let Some(state) = self.vtl(vtl) {
+            state.hypercalls_enabled.store(enabled, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn observe(&self, vp: u32, vtl: Vtl, now: u64, what: Observed) {
@@ -117,4 +185,12 @@ impl Partition {
             observer.observe(&Observation { now, vp, vtl, what });
         }
     }
+
+    fn vtl(&self, vtl: Vtl) -> Option<&PartitionVtl> {
+        self.vtls.get(vtl.index())?.get()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use engine::{AddressSpace, Vcpu};
-
+use engine::{Access, AddressSpace, Vcpu};
 use tlfs::{Vtl, VtlSet};
 
+use crate::hypercall::Buffers;
+use crate::overlay::PlacedPage;
+use crate::platform_msr::PlatformMsrs;
+use crate::synic::Synic;
 use crate::{Error, Partition};
 
 /// A virtual processor. It belongs to the thread that runs it.
@@ -16,12 +19,20 @@ pub struct Vp {
     enabled: VtlSet,
     /// `Some` exactly for the members of `enabled`.
     vtls: [Option<Box<VtlState>>; Vtl::COUNT],
+    /// Taken while a hypercall is executed.
+    buffers: Option<Box<Buffers>>,
+    /// Registers that all VTLs share and no vCPU keeps.
+    pub(crate) platform: PlatformMsrs,
 }
 
 /// What a VP has in every VTL of its own (TLFS 15.11.1).
 pub(crate) struct VtlState {
     pub(crate) vcpu: Box<dyn Vcpu>,
     pub(crate) space: Arc<dyn AddressSpace>,
+    pub(crate) assist: PlacedPage,
+    pub(crate) synic: Synic,
+    /// The VTL was entered and has not returned yet; always set for VTL0.
+    pub(crate) entered: bool,
     /// An intercept wants this VTL to run (TLFS 15.13); cleared when it is entered.
     pub(crate) intercept_pending: bool,
     /// The VTL executed HLT and nothing has woken it yet.
@@ -33,22 +44,34 @@ impl Vp {
         if index >= partition.config.vps {
             return Err(Error::Config("no such virtual processor"));
         }
-        let mut vp =
-            Self { partition, index, active: Vtl::ZERO, enabled: VtlSet::EMPTY, vtls: [const { None }; Vtl::COUNT] };
-        vp.create_vtl(Vtl::ZERO)?;
+        let mut vp = Self {
+            partition,
+            index,
+            active: Vtl::ZERO,
+            enabled: VtlSet::EMPTY,
+            vtls: [const { None }; Vtl::COUNT],
+            buffers: None,
+            platform: PlatformMsrs::default(),
+        };
+        vp.create_vtl(Vtl::ZERO)?.entered = true;
         Ok(vp)
     }
 
     /// Makes the VP's state in a VTL that is enabled for the partition.
     pub(crate) fn create_vtl(&mut self, vtl: Vtl) -> Result<&mut VtlState, Error> {
         let space = self.partition.space(vtl).ok_or(Error::Config("the VTL is not enabled for the partition"))?;
+        let mut vcpu = self.partition.engine.create_vcpu(self.index, space)?;
+        vcpu.set_tsc_offset(self.platform.tsc_offset());
         let state = VtlState {
-            vcpu: self.partition.engine.create_vcpu(self.index, space)?,
+            vcpu,
             space: Arc::clone(space),
+            assist: PlacedPage::new(&**space, Access::all())?,
+            synic: Synic::new(&**space)?,
+            entered: false,
             intercept_pending: false,
             halted: false,
         };
-        self.enabled = self.enabled.with(vtl);
+        self.enabled.insert(vtl);
         Ok(self.vtls[vtl.index()].insert(Box::new(state)))
     }
 
@@ -95,11 +118,39 @@ impl Vp {
         self.vtls[vtl.index()].as_deref_mut()
     }
 
+    /// The states of two VTLs at once; `None` if one is not enabled or they are the same.
+    pub(crate) fn two_states(&mut self, one: Vtl, two: Vtl) -> Option<(&mut VtlState, &mut VtlState)> {
+        let [one, two] = self.vtls.get_disjoint_mut([one.index(), two.index()]).ok()?;
+        Some((one.as_deref_mut()?, two.as_deref_mut()?))
+    }
+
     pub(crate) fn active(&self) -> &VtlState {
         self.state(self.active).expect("the active VTL is enabled")
     }
 
     pub(crate) fn active_mut(&mut self) -> &mut VtlState {
         self.state_mut(self.active).expect("the active VTL is enabled")
+    }
+
+    /// Makes an enabled VTL the active one.
+    pub(crate) fn set_active(&mut self, vtl: Vtl) {
+        debug_assert!(self.enabled.contains(vtl));
+        self.active = vtl;
+    }
+
+    /// Gives the TSC's offset to the vCPUs of all VTLs: they have one coherent TSC.
+    pub(crate) fn update_tsc_offset(&mut self) {
+        let offset = self.platform.tsc_offset();
+        for state in self.vtls.iter_mut().flatten() {
+            state.vcpu.set_tsc_offset(offset);
+        }
+    }
+
+    pub(crate) fn take_buffers(&mut self) -> Box<Buffers> {
+        self.buffers.take().unwrap_or_default()
+    }
+
+    pub(crate) fn return_buffers(&mut self, buffers: Box<Buffers>) {
+        self.buffers = Some(buffers);
     }
 }

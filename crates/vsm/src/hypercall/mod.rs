@@ -1,12 +1,25 @@
 //! Hypercalls (TLFS 3): how handlers are written. One parser serves all calling conventions; a handler sees typed
 //! input that was copied out of the guest and typed output that is copied back for it.
 
-use engine::EngineError;
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+mod definition;
+mod parser;
+mod registers;
 
-use tlfs::{CallCode, HvStatus, Vtl};
+use engine::{EngineError, InstructionBytes, MemoryFault, PAGE_SHIFT};
+use tlfs::cpuid::PartitionPrivileges;
+use tlfs::vsm::VtlReturnInput;
+use tlfs::{CallCode, HvStatus, HypercallInput, HypercallResult, Vtl};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{Error, Partition, Vp};
+use self::definition::Definition;
+pub(crate) use self::parser::Buffers;
+use self::parser::Outcome;
+use self::registers::Convention;
+use crate::code_page::Switch;
+use crate::exit::Disposition;
+use crate::switch::INVALID_OPCODE;
+use crate::vp::VtlState;
+use crate::{Error, Observed, Partition, SwitchReason, Vp, page_tables};
 
 /// A hypercall that is being executed.
 pub(crate) struct Call<'a> {
@@ -87,6 +100,8 @@ impl From<EngineError> for Stop {
 pub(crate) trait Simple {
     /// The call code.
     const CODE: CallCode;
+    /// What the partition must be allowed to do; without it the status is ACCESS_DENIED.
+    const PRIVILEGES: PartitionPrivileges = PartitionPrivileges::new();
     /// Whether the call takes a variable header.
     const VARIABLE: bool = false;
     /// The input; `()` for none.
@@ -102,6 +117,8 @@ pub(crate) trait Simple {
 pub(crate) trait Rep {
     /// The call code.
     const CODE: CallCode;
+    /// As [`Simple::PRIVILEGES`].
+    const PRIVILEGES: PartitionPrivileges = PartitionPrivileges::new();
     /// Whether the call takes a variable header.
     const VARIABLE: bool = false;
     /// Most elements that are handled before the guest may take interrupts again (TLFS 3.3).
@@ -111,7 +128,7 @@ pub(crate) trait Rep {
     /// An input element; `()` for none.
     type Input: FromBytes + Immutable;
     /// An output element; `()` for none.
-    type Output: FromZeros + IntoBytes + Immutable;
+    type Output: FromBytes + IntoBytes + Immutable;
 
     /// Executes the call for `input`, the elements that are to be done now, at most [`Self::BATCH`]; `output` is as
     /// long and zeroed. `done` is 0 and must count the elements that are completed, also on failure.
@@ -122,4 +139,135 @@ pub(crate) trait Rep {
         output: &mut [Self::Output],
         done: &mut usize,
     ) -> Result<(), Stop>;
+}
+
+/// The calls that are implemented.
+fn find(code: CallCode) -> Option<&'static Definition> {
+    let definition = match code {
+        _ => return None,
+    };
+    Some(definition)
+}
+
+/// The switch that a hypercall asks for, and its control input.
+struct SwitchRequest {
+    switch: Switch,
+    control: u64,
+    /// Where RIP goes if the switch is not allowed: the sequence in the hypercall page starts again.
+    start: Option<u64>,
+}
+
+impl Vp {
+    /// Acts on a VMCALL of `length` bytes.
+    pub(crate) fn hypercall(&mut self, length: u8, other: Option<&mut Self>, now: u64) -> Result<Disposition, Error> {
+        let vtl = self.active_vtl();
+        let enabled = self.partition.hypercalls_enabled(vtl);
+        let state = self.active_mut();
+        let vcpu = state.vcpu.as_mut();
+        let system = vcpu.system();
+        // TLFS 3.5, 3.13.
+        if !enabled || !system.protected_mode() || system.cpl() != 0 {
+            vcpu.inject(INVALID_OPCODE);
+            return Ok(Disposition::Handled);
+        }
+        let convention = Convention::of(state.vcpu.as_ref());
+        let state = self.active();
+        let request = convention.switch_request(state.vcpu.as_ref(), |linear| self.is_hypercall_page(state, linear));
+        if let Some(request) = request {
+            self.vtl_switch(&request, convention, length, now);
+            return Ok(Disposition::Handled);
+        }
+        let control = HypercallInput::from(convention.control(self.active().vcpu.as_ref()));
+        let outcome = match find(control.code()) {
+            None => Outcome::Complete(HypercallResult::simple(HvStatus::InvalidHypercallCode)),
+            Some(definition) if !self.partition.grants(definition.privileges) => {
+                Outcome::Complete(HypercallResult::simple(HvStatus::AccessDenied))
+            }
+            Some(definition) => parser::execute(self, other, convention, control, definition, now)?,
+        };
+        // The call may have switched nothing: the VTL that made it is still the active one.
+        let vcpu = self.active_mut().vcpu.as_mut();
+        let mut disposition = Disposition::Handled;
+        let (status, reps) = match outcome {
+            Outcome::Complete(result) => {
+                convention.set_result(vcpu, result);
+                advance(vcpu, length);
+                (Some(result.status()), result.reps_completed())
+            }
+            Outcome::Again(again) => {
+                convention.set_control(vcpu, again);
+                (None, again.rep_start_index())
+            }
+            Outcome::NeedsVp(again, index) => {
+                convention.set_control(vcpu, again);
+                disposition = Disposition::NeedsVp(index);
+                (None, again.rep_start_index())
+            }
+            Outcome::Denied { gpa, kind } => {
+                let instruction: InstructionBytes = vcpu.instruction_bytes();
+                let fault = MemoryFault {
+                    gpa,
+                    gva: None,
+                    kind,
+                    user: false,
+                    page_walk: false,
+                    instruction_length: length,
+                    instruction,
+                };
+                self.memory_fault(&fault, now)?;
+                return Ok(disposition);
+            }
+        };
+        let code = control.code();
+        self.partition.observe(
+            self.index(),
+            vtl,
+            now,
+            Observed::Hypercall { code, control: control.into(), status, reps },
+        );
+        Ok(disposition)
+    }
+
+    /// Whether a linear address of the active VTL's is in its hypercall page.
+    fn is_hypercall_page(&self, state: &VtlState, linear: u64) -> bool {
+        let bits = self.partition.physical_address_bits();
+        let page = self.partition.hypercall_msr(self.active_vtl()).page_number();
+        page_tables::locate(state.vcpu.as_ref(), &*state.space, linear, bits).is_ok_and(|gpa| gpa >> PAGE_SHIFT == page)
+    }
+
+    /// A VTL call or return, from the hypercall page or as a hypercall (TLFS 15.6.1, 15.7.1).
+    fn vtl_switch(&mut self, request: &SwitchRequest, convention: Convention, length: u8, now: u64) {
+        let target = match request.switch {
+            Switch::Call => self.call_target(request.control),
+            Switch::Return => self.return_target(request.control),
+        };
+        let vcpu = self.active_mut().vcpu.as_mut();
+        if request.start.is_some() {
+            // What the hypercall page did to the registers is not the guest's to see.
+            convention.set_control_word(vcpu, request.control);
+        }
+        let Ok(target) = target else {
+            if let Some(start) = request.start {
+                vcpu.general_mut().rip = start;
+            }
+            vcpu.inject(INVALID_OPCODE);
+            return;
+        };
+        advance(vcpu, length);
+        match request.switch {
+            Switch::Call => self.enter_vtl(target, SwitchReason::Call, now),
+            Switch::Return => {
+                self.return_to(target, VtlReturnInput::from_bits(request.control).fast_return(), now);
+            }
+        }
+    }
+}
+
+/// Moves RIP behind the instruction.
+fn advance(vcpu: &mut dyn engine::Vcpu, length: u8) {
+    let long = vcpu.system().long_code();
+    let general = vcpu.general_mut();
+    let next = general.rip.wrapping_add(length.into());
+    general.rip = if long { next } else { next & 0xFFFF_FFFF };
+    vcpu.set_interrupt_shadow(false);
 }

@@ -1,0 +1,84 @@
+//! Discovery: privileges and the CPUID leaves 0x40000000 to 0x40000006 (TLFS 4). Only what is implemented is offered.
+
+use engine::CpuidLeaf;
+use tlfs::cpuid::{
+    FEATURES, Features, HARDWARE_FEATURES, HardwareFeatures, INTERFACE, INTERFACE_SIGNATURE, LIMITS,
+    PartitionPrivileges, RECOMMENDATIONS, Recommendations, VENDOR, VENDOR_SIGNATURE, VERSION, Version,
+};
+
+use crate::{Config, Partition};
+
+/// What the rules implement and a guest may have.
+const OFFERED: PartitionPrivileges = PartitionPrivileges::new()
+    .with_access_partition_reference_counter(true)
+    .with_access_synic_regs(true)
+    .with_access_hypercall_msrs(true)
+    .with_access_vp_index(true)
+    .with_access_frequency_regs(true)
+    .with_access_vsm(true)
+    .with_access_vp_registers(true);
+
+/// The guest's privileges. VSM needs AccessVsm, AccessVpRegisters and AccessSynicRegs together (TLFS 15.3), and a
+/// second VTL to be of any use.
+pub(crate) fn privileges(config: &Config) -> PartitionPrivileges {
+    let granted = PartitionPrivileges::from_bits(OFFERED.into_bits() & !config.withheld.into_bits());
+    let vsm = granted.access_vsm() && granted.access_vp_registers() && granted.access_synic_regs() && config.vtls > 1;
+    granted.with_access_vsm(vsm)
+}
+
+impl Partition {
+    /// What CPUID answers in the hypervisor's range. The rest of CPUID, with the bit that says that there is a hypervisor
+    /// ([`tlfs::cpuid::HYPERVISOR_PRESENT`]), is the machine's.
+    #[must_use]
+    pub fn cpuid(&self) -> [CpuidLeaf; 7] {
+        let version = Version::new().with_major_version(10).with_build_number(1);
+        let features = Features::new()
+            .with_privileges(self.privileges())
+            .with_xmm_registers_for_fast_hypercall_available(true)
+            .with_fast_hypercall_output_available(true)
+            .with_frequency_regs_available(self.privileges().access_frequency_regs())
+            .with_sint_polling_mode_available(true)
+            .with_hypercall_msr_lock_available(true)
+            .with_register_pat_available(true);
+        let recommendations = Recommendations::new()
+            .with_use_relaxed_timing(true)
+            // Never notify of long spin waits.
+            .with_long_spin_wait_count(u32::MAX)
+            .with_implemented_physical_address_bits(self.physical_address_bits().min(0x7F));
+        let hardware = HardwareFeatures::new().with_second_level_address_translation_in_use(true);
+        let [ebx, ecx, edx] = VENDOR_SIGNATURE;
+        let leaf = |leaf, result| CpuidLeaf { leaf, subleaf: None, result };
+        [
+            leaf(VENDOR, [HARDWARE_FEATURES, ebx, ecx, edx]),
+            leaf(INTERFACE, [INTERFACE_SIGNATURE, 0, 0, 0]),
+            leaf(VERSION, version.to_registers()),
+            leaf(FEATURES, features.to_registers()),
+            leaf(RECOMMENDATIONS, recommendations.to_registers()),
+            leaf(LIMITS, [self.config.vps, 0, 0, 0]),
+            leaf(HARDWARE_FEATURES, hardware.to_registers()),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config { vtls: 2, ..Config::default() }
+    }
+
+    #[test]
+    fn vsm_needs_its_three_privileges_and_a_second_vtl() {
+        let none = PartitionPrivileges::new();
+        assert!(privileges(&config()).access_vsm());
+        assert!(!privileges(&Config { vtls: 1, ..config() }).access_vsm());
+        for withheld in
+            [none.with_access_vp_registers(true), none.with_access_synic_regs(true), none.with_access_vsm(true)]
+        {
+            let granted = privileges(&Config { withheld, ..config() });
+            assert!(!granted.access_vsm());
+            assert_eq!(granted.into_bits() & withheld.into_bits(), 0);
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What the rules do about an exit of the active VTL's vCPU.
+
+use engine::{Completion, Exit};
+use tlfs::Vtl;
+
+use crate::msr::MsrError;
+use crate::switch::GENERAL_PROTECTION;
+use crate::{Error, Vp};
+
+/// What is left to do after the rules looked at an exit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    /// Nothing.
+    Handled,
+    /// The exit is a device's business: port I/O, or memory-mapped I/O that is not the local APIC's. Reads need their
+    /// completion.
+    Device(Exit),
+    /// Another VP must be stopped; then the same exit goes to [`Vp::exit_with`] together with it.
+    NeedsVp(u32),
+    /// A triple fault in this VTL.
+    Shutdown(Vtl),
+}
+
+impl Vp {
+    /// Acts on an exit of the vCPU that [`Self::enter`] gave out. `now` is in ticks of the clock.
+    ///
+    /// # Errors
+    /// If the engine failed.
+    pub fn exit(&mut self, exit: Exit, now: u64) -> Result<Disposition, Error> {
+        self.act(exit, None, now)
+    }
+
+    /// As [`Self::exit`], with the other VP that a [`Disposition::NeedsVp`] asked for. It is stopped: it is not inside
+    /// its vCPU's `run`.
+    ///
+    /// # Errors
+    /// If the engine failed.
+    pub fn exit_with(&mut self, exit: Exit, other: &mut Self, now: u64) -> Result<Disposition, Error> {
+        self.act(exit, Some(other), now)
+    }
+
+    fn act(&mut self, exit: Exit, other: Option<&mut Self>, now: u64) -> Result<Disposition, Error> {
+        match exit {
+            Exit::Hypercall { length } => return self.hypercall(length, other, now),
+            Exit::ReadMsr { index } => {
+                let completion = match self.read_msr(self.active_vtl(), index, now) {
+                    Ok(value) => Completion::Value(value),
+                    Err(MsrError::Fault) => Completion::Fault,
+                    Err(MsrError::Failed(error)) => return Err(error),
+                };
+                self.active_mut().vcpu.complete(completion);
+            }
+            Exit::WriteMsr { index, value } => {
+                let completion = match self.write_msr(self.active_vtl(), index, value, now) {
+                    Ok(()) => Completion::Done,
+                    Err(MsrError::Fault) => Completion::Fault,
+                    Err(MsrError::Failed(error)) => return Err(error),
+                };
+                self.active_mut().vcpu.complete(completion);
+            }
+            // Nobody but the guest itself withholds an overlay's rights: writing the hypercall page is #GP (TLFS 3.13).
+            Exit::MemoryFault(fault) if self.active().space.is_overlay(fault.gpa >> engine::PAGE_SHIFT) => {
+                self.active_mut().vcpu.inject(GENERAL_PROTECTION);
+            }
+            Exit::MemoryFault(fault) => self.memory_fault(&fault, now)?,
+            Exit::Halt => self.active_mut().halted = true,
+            Exit::TaskPriority | Exit::InterruptWindow | Exit::Interrupted => {}
+            Exit::IoRead { .. } | Exit::IoWrite { .. } | Exit::MmioRead { .. } | Exit::MmioWrite { .. } => {
+                return Ok(Disposition::Device(exit));
+            }
+            Exit::Shutdown => return Ok(Disposition::Shutdown(self.active_vtl())),
+        }
+        Ok(Disposition::Handled)
+    }
+}

