@@ -82,7 +82,7 @@ pub(crate) fn round<F: Format>(environment: &mut Environment, exact: Exact) -> F
             environment.raise(Exceptions::PRECISION);
             return overflowed::<F>(environment, sign, precision);
         }
-        return wrapped::<F>(sign, rounded_exponent - F::WRAP, rounded.significand);
+        return wrapped::<F>(environment, sign, rounded_exponent - F::WRAP, rounded.significand);
     }
     if rounded_exponent >= F::MIN_EXPONENT {
         return F::assemble(sign, rounded_exponent + F::BIAS, rounded.significand);
@@ -90,7 +90,7 @@ pub(crate) fn round<F: Format>(environment: &mut Environment, exact: Exact) -> F
 
     if !environment.masked.contains(Exceptions::UNDERFLOW) {
         environment.raise(Exceptions::UNDERFLOW);
-        return wrapped::<F>(sign, rounded_exponent + F::WRAP, rounded.significand);
+        return wrapped::<F>(environment, sign, rounded_exponent + F::WRAP, rounded.significand);
     }
     if environment.flush_to_zero {
         environment.raise(Exceptions::UNDERFLOW | Exceptions::PRECISION);
@@ -119,12 +119,11 @@ fn overflowed<F: Format>(environment: &mut Environment, sign: bool, precision: u
 }
 
 /// A result whose exponent was brought back into range; one that is still out of it becomes zero or infinity.
-fn wrapped<F: Format>(sign: bool, exponent: i32, significand: u64) -> F::Bits {
-    if exponent > F::BIAS {
-        F::infinity(sign)
-    } else if exponent < F::MIN_EXPONENT {
-        F::zero(sign)
-    } else {
-        F::assemble(sign, exponent + F::BIAS, significand)
+fn wrapped<F: Format>(environment: &mut Environment, sign: bool, exponent: i32, significand: u64) -> F::Bits {
+    if (F::MIN_EXPONENT..=F::BIAS).contains(&exponent) {
+        return F::assemble(sign, exponent + F::BIAS, significand);
     }
+    environment.raise(Exceptions::PRECISION);
+    environment.rounded_up = exponent > 0;
+    if exponent > 0 { F::infinity(sign) } else { F::zero(sign) }
 }
