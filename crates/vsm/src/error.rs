@@ -1,6 +1,7 @@
 //! What can go wrong in the rules themselves; a guest's mistakes are never errors.
 
 use engine::EngineError;
+use tlfs::RegisterName;
 
 /// Why the rules could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +19,9 @@ pub enum Error {
         /// How many were asked for.
         asked: u32,
     },
+    /// A register that was saved cannot be restored here.
+    #[error("register {0:?} cannot be restored")]
+    Register(RegisterName),
     /// The configuration contradicts itself.
     #[error("invalid configuration: {0}")]
     Config(&'static str),

@@ -4,7 +4,6 @@ use engine::{Completion, Exit};
 use tlfs::Vtl;
 
 use crate::msr::MsrError;
-use crate::switch::GENERAL_PROTECTION;
 use crate::{Error, Vp};
 
 /// What is left to do after the rules looked at an exit.
@@ -58,11 +57,7 @@ impl Vp {
                 };
                 self.active_mut().vcpu.complete(completion);
             }
-            // Nobody but the guest itself withholds an overlay's rights: writing the hypercall page is #GP (TLFS 3.13).
-            Exit::MemoryFault(fault) if self.active().space.is_overlay(fault.gpa >> engine::PAGE_SHIFT) => {
-                self.active_mut().vcpu.inject(GENERAL_PROTECTION);
-            }
-            Exit::MemoryFault(fault) => self.memory_fault(&fault, now)?,
+            Exit::MemoryFault(fault) => return self.memory_fault(&fault, now),
             Exit::Halt => self.active_mut().halted = true,
             Exit::TaskPriority | Exit::InterruptWindow | Exit::Interrupted => {}
             Exit::IoRead { .. } | Exit::IoWrite { .. } | Exit::MmioRead { .. } | Exit::MmioWrite { .. } => {

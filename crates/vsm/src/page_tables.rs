@@ -21,17 +21,15 @@ impl EntryMemory for SpaceEntries<'_> {
     }
 }
 
+/// A vCPU's registers that configure paging.
+pub(crate) fn control_registers(vcpu: &dyn Vcpu) -> ControlRegisters {
+    let system = vcpu.system();
+    ControlRegisters { cr0: system.cr0, cr3: system.cr3, cr4: system.cr4, efer: system.efer, pdptes: system.pdptes }
+}
+
 /// How a vCPU translates addresses.
 pub(crate) fn paging(vcpu: &dyn Vcpu, physical_address_bits: u8) -> Paging {
-    let system = vcpu.system();
-    let registers = ControlRegisters {
-        cr0: system.cr0,
-        cr3: system.cr3,
-        cr4: system.cr4,
-        efer: system.efer,
-        pdptes: system.pdptes,
-    };
-    Paging::new(&registers, physical_address_bits)
+    Paging::new(&control_registers(vcpu), physical_address_bits)
 }
 
 /// Where a linear address of a vCPU's is, whatever the rights; sets no bits in the page tables.

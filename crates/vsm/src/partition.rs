@@ -8,14 +8,17 @@ use tlfs::cpuid::PartitionPrivileges;
 use tlfs::{Vtl, VtlSet};
 
 use crate::overlay::PlacedPage;
+use crate::protections::Protections;
 use crate::{Config, Error, Observation, Observed, Observer, Vp, code_page, cpuid};
 
 /// Units of the partition reference time in a second (TLFS 12.4).
 const REFERENCE_FREQUENCY: u128 = 10_000_000;
+/// The CPUID leaf of XSAVE.
+const XSAVE_LEAF: u32 = 0xD;
 
 /// A guest: the state that its VPs share. Everything here can be used from every thread.
 ///
-/// Locks are leaves but for `changes`, which is taken before any other; none is held while guest code runs.
+/// Its locks are taken one at a time, and none is held while guest code runs.
 pub struct Partition {
     pub(crate) config: Config,
     pub(crate) engine: Arc<dyn Engine>,
@@ -24,10 +27,14 @@ pub struct Partition {
     privileges: PartitionPrivileges,
     physical_address_bits: u8,
     observer: Option<Arc<dyn Observer>>,
-    /// Serializes changes to VTLs and their protections.
-    changes: Mutex<()>,
+    /// What VTLs grant to lower ones; also serializes the enabling of VTLs.
+    protections: Mutex<Protections>,
     /// VTLs enabled for the partition (TLFS 15.3.3.1).
     enabled: AtomicU16,
+    /// VTLs that may tell kernel and user execute of lower ones apart (TLFS 15.10.2).
+    mode_based: AtomicU16,
+    /// By VP: VTLs enabled on it.
+    vps: Box<[AtomicU16]>,
     /// One element per VTL that the guest is offered.
     vtls: Box<[OnceLock<PartitionVtl>]>,
 }
@@ -71,7 +78,9 @@ impl Partition {
         }
         let privileges = cpuid::privileges(&config);
         let physical_address_bits = capabilities.physical_address_bits;
+        let vps = (0..config.vps).map(|_| AtomicU16::new(0)).collect();
         let vtls = (0..config.vtls).map(|_| OnceLock::new()).collect();
+        let protections = Mutex::new(Protections::new(&config.ram));
         let partition = Arc::new(Self {
             config,
             engine,
@@ -79,8 +88,10 @@ impl Partition {
             privileges,
             physical_address_bits,
             observer,
-            changes: Mutex::new(()),
+            protections,
             enabled: AtomicU16::new(0),
+            mode_based: AtomicU16::new(0),
+            vps,
             vtls,
         });
         partition.enable_vtl(Vtl::ZERO)?;
@@ -130,6 +141,50 @@ impl Partition {
         Vtl::from_bits(if self.privileges.access_vsm() { self.config.vtls.saturating_sub(1) } else { 0 })
     }
 
+    /// The VTLs that the guest can enable, and VTL0.
+    pub(crate) fn offered_vtls(&self) -> VtlSet {
+        self.maximum_vtl().lower().collect::<VtlSet>().with(self.maximum_vtl())
+    }
+
+    /// Whether the guest may tell kernel and user execute apart: only where the engine can (TLFS 15.10).
+    pub(crate) fn offers_mode_based_execute(&self) -> bool {
+        self.config.mode_based_execute && self.engine.capabilities().enforceable.contains(Access::EXECUTE)
+    }
+
+    /// The VTLs for which that is enabled (MbecEnabledVtlSet, TLFS 15.3.3.1).
+    pub(crate) fn mode_based_vtls(&self) -> VtlSet {
+        VtlSet::from_bits(self.mode_based.load(Ordering::Acquire))
+    }
+
+    /// Lets a VTL tell kernel and user execute of lower ones apart.
+    pub(crate) fn enable_mode_based_execute(&self, vtl: Vtl) {
+        self.mode_based.fetch_or(VtlSet::EMPTY.with(vtl).into_bits(), Ordering::Release);
+    }
+
+    /// The VTLs enabled on a VP.
+    pub(crate) fn enabled_on(&self, vp: u32) -> VtlSet {
+        self.vps.get(vp as usize).map_or(VtlSet::EMPTY, |vp| VtlSet::from_bits(vp.load(Ordering::Acquire)))
+    }
+
+    /// Whether a VTL is enabled on any VP.
+    pub(crate) fn is_enabled_somewhere(&self, vtl: Vtl) -> bool {
+        self.vps.iter().any(|vp| VtlSet::from_bits(vp.load(Ordering::Acquire)).contains(vtl))
+    }
+
+    /// Tells the partition which VTLs are enabled on a VP.
+    pub(crate) fn set_enabled_on(&self, vp: u32, vtls: VtlSet) {
+        if let Some(vp) = self.vps.get(vp as usize) {
+            vp.store(vtls.into_bits(), Ordering::Release);
+        }
+    }
+
+    /// The features that XCR0 can turn on (CPUID leaf 0xD).
+    pub(crate) fn supported_xcr0(&self) -> u64 {
+        let leaves = self.engine.supported_cpuid();
+        let leaf = leaves.iter().find(|leaf| leaf.leaf == XSAVE_LEAF && leaf.subleaf.unwrap_or(0) == 0);
+        leaf.map_or(0, |leaf| u64::from(leaf.result[0]) | u64::from(leaf.result[3]) << 32)
+    }
+
     /// Guest memory as `vtl` sees it; `None` if it is not enabled.
     #[must_use]
     pub fn space(&self, vtl: Vtl) -> Option<&Arc<dyn AddressSpace>> {
@@ -142,15 +197,20 @@ impl Partition {
         (u128::from(now) * REFERENCE_FREQUENCY / u128::from(self.tsc_frequency)) as u64
     }
 
-    /// Holds off all other changes to VTLs and protections.
-    pub(crate) fn change(&self) -> MutexGuard<'_, ()> {
-        lock(&self.changes)
+    /// The protections of all VTLs.
+    pub(crate) fn protections(&self) -> MutexGuard<'_, Protections> {
+        lock(&self.protections)
     }
 
-    /// Makes a VTL available. It must be one that the guest is offered, and not be enabled yet.
-    pub(crate) fn enable_vtl(&self, vtl: Vtl) -> Result<(), Error> {
+    /// Makes a VTL available, one that the guest is offered; says whether it was not yet.
+    pub(crate) fn enable_vtl(&self, vtl: Vtl) -> Result<bool, Error> {
         let slot = self.vtls.get(vtl.index()).ok_or(Error::Config("no such VTL"))?;
+        let protections = self.protections();
+        if slot.get().is_some() {
+            return Ok(false);
+        }
         let space = self.engine.create_space(vtl.number())?;
+        protections.bind(vtl, &*space)?;
         let placed = PlacedPage::new(&*space, Access::READ | Access::EXECUTE)?;
         placed.page().write(0, &code_page::contents(self.config.entry));
         let state = PartitionVtl {
@@ -158,10 +218,9 @@ impl Partition {
             hypercall: Mutex::new(HypercallPage { guest_os_id: 0, placed }),
             hypercalls_enabled: AtomicBool::new(false),
         };
-        if slot.set(state).is_ok() {
-            self.enabled.fetch_or(VtlSet::EMPTY.with(vtl).into_bits(), Ordering::Release);
-        }
-        Ok(())
+        let new = slot.set(state).is_ok();
+        self.enabled.fetch_or(VtlSet::EMPTY.with(vtl).into_bits(), Ordering::Release);
+        Ok(new)
     }
 
     /// The hypercall interface of a VTL; `None` if it is not enabled.

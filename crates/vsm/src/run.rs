@@ -11,7 +11,7 @@ use crate::{Error, SwitchReason, Vp};
 pub enum Entry<'a> {
     /// It runs this vCPU; its exit goes to [`Vp::exit`].
     Run(&'a mut dyn Vcpu),
-    /// It waits: it is halted and nothing is due.
+    /// It waits: it is halted and nothing is due, or it was not started yet.
     Idle,
 }
 
@@ -21,6 +21,9 @@ impl Vp {
     /// # Errors
     /// If the engine failed.
     pub fn enter(&mut self, now: u64) -> Result<Entry<'_>, Error> {
+        if !self.is_started() {
+            return Ok(Entry::Idle);
+        }
         if let Some((vtl, reason)) = self.due_above() {
             self.enter_vtl(vtl, reason, now);
         }

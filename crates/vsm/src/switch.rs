@@ -43,6 +43,7 @@ impl Vp {
         self.switch(to, SwitchReason::Return { fast }, now);
         let Some((higher, lower)) = self.two_states(from, to) else { return };
         higher.entered = false;
+        higher.registers.release_tlb_locks();
         if !fast {
             let long = higher.vcpu.system().long_code();
             assist_page::restore(higher.assist.page(), lower.vcpu.as_mut(), long);

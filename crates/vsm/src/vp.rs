@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use engine::{Access, AddressSpace, Vcpu};
+use engine::{Access, AddressSpace, CpuidLeaf, Vcpu};
 use tlfs::{Vtl, VtlSet};
 
 use crate::hypercall::Buffers;
 use crate::overlay::PlacedPage;
 use crate::platform_msr::PlatformMsrs;
+use crate::registers::VtlRegisters;
 use crate::synic::Synic;
 use crate::{Error, Partition};
 
@@ -21,6 +22,9 @@ pub struct Vp {
     vtls: [Option<Box<VtlState>>; Vtl::COUNT],
     /// Taken while a hypercall is executed.
     buffers: Option<Box<Buffers>>,
+    /// The VP was started (TLFS 7.10.3).
+    pub(crate) started: bool,
+    cpuid: Arc<[CpuidLeaf]>,
     /// Registers that all VTLs share and no vCPU keeps.
     pub(crate) platform: PlatformMsrs,
 }
@@ -31,6 +35,7 @@ pub(crate) struct VtlState {
     pub(crate) space: Arc<dyn AddressSpace>,
     pub(crate) assist: PlacedPage,
     pub(crate) synic: Synic,
+    pub(crate) registers: VtlRegisters,
     /// The VTL was entered and has not returned yet; always set for VTL0.
     pub(crate) entered: bool,
     /// An intercept wants this VTL to run (TLFS 15.13); cleared when it is entered.
@@ -51,6 +56,8 @@ impl Vp {
             enabled: VtlSet::EMPTY,
             vtls: [const { None }; Vtl::COUNT],
             buffers: None,
+            started: index == 0,
+            cpuid: Arc::default(),
             platform: PlatformMsrs::default(),
         };
         vp.create_vtl(Vtl::ZERO)?.entered = true;
@@ -61,17 +68,21 @@ impl Vp {
     pub(crate) fn create_vtl(&mut self, vtl: Vtl) -> Result<&mut VtlState, Error> {
         let space = self.partition.space(vtl).ok_or(Error::Config("the VTL is not enabled for the partition"))?;
         let mut vcpu = self.partition.engine.create_vcpu(self.index, space)?;
+        vcpu.set_cpuid(&self.cpuid);
         vcpu.set_tsc_offset(self.platform.tsc_offset());
+        vcpu.set_mode_based_execute(self.mode_based_execute(vtl));
         let state = VtlState {
             vcpu,
             space: Arc::clone(space),
             assist: PlacedPage::new(&**space, Access::all())?,
             synic: Synic::new(&**space)?,
+            registers: VtlRegisters::default(),
             entered: false,
             intercept_pending: false,
             halted: false,
         };
         self.enabled.insert(vtl);
+        self.partition.set_enabled_on(self.index, self.enabled);
         Ok(self.vtls[vtl.index()].insert(Box::new(state)))
     }
 
@@ -85,6 +96,20 @@ impl Vp {
     #[must_use]
     pub fn partition(&self) -> &Arc<Partition> {
         &self.partition
+    }
+
+    /// Whether the VP was started: VP 0 is, the others are when a hypercall asks for it. Before, it does not run.
+    #[must_use]
+    pub fn is_started(&self) -> bool {
+        self.started
+    }
+
+    /// Sets what CPUID answers in all VTLs, those that are enabled later too.
+    pub fn set_cpuid(&mut self, leaves: &[CpuidLeaf]) {
+        self.cpuid = leaves.into();
+        for state in self.vtls.iter_mut().flatten() {
+            state.vcpu.set_cpuid(leaves);
+        }
     }
 
     /// The VTL that the VP runs in.
@@ -144,6 +169,13 @@ impl Vp {
         for state in self.vtls.iter_mut().flatten() {
             state.vcpu.set_tsc_offset(offset);
         }
+    }
+
+    /// VTLs above 0 share XCR0 with VTL0 and count on x87 and SSE in it from the start.
+    pub(crate) fn share_sse(&mut self) {
+        const X87_AND_SSE: u64 = 3;
+        let shared = self.active_mut().vcpu.shared_mut();
+        shared.xcr0 |= X87_AND_SSE;
     }
 
     pub(crate) fn take_buffers(&mut self) -> Box<Buffers> {

@@ -3,23 +3,27 @@
 
 mod definition;
 mod parser;
-mod registers;
+mod convention;
+mod start;
+mod vtl;
 
 use engine::{EngineError, InstructionBytes, MemoryFault, PAGE_SHIFT};
 use tlfs::cpuid::PartitionPrivileges;
 use tlfs::vsm::VtlReturnInput;
-use tlfs::{CallCode, HvStatus, HypercallInput, HypercallResult, Vtl};
+use tlfs::{CallCode, HvStatus, HypercallInput, HypercallResult, PartitionId, VpIndex, Vtl};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use self::definition::Definition;
 pub(crate) use self::parser::Buffers;
 use self::parser::Outcome;
-use self::registers::Convention;
+use self::convention::Convention;
 use crate::code_page::Switch;
 use crate::exit::Disposition;
 use crate::switch::INVALID_OPCODE;
 use crate::vp::VtlState;
-use crate::{Error, Observed, Partition, SwitchReason, Vp, page_tables};
+use crate::{
+    Error, Observed, Partition, SwitchReason, Vp, page_tables, protections, registers, translate,
+};
 
 /// A hypercall that is being executed.
 pub(crate) struct Call<'a> {
@@ -43,17 +47,36 @@ impl Call<'_> {
         self.vp.partition()
     }
 
-    /// The VP of index `index`: the caller, or another one that is stopped.
+    /// Checks that the caller's own partition is meant: there is no other (TLFS 4.2.1).
+    pub(crate) fn check_partition(&self, partition: PartitionId) -> Result<(), HvStatus> {
+        if partition == PartitionId::SELF { Ok(()) } else { Err(HvStatus::InvalidPartitionId) }
+    }
+
+    /// A VTL that a parameter names and the guest is offered.
+    pub(crate) fn offered_vtl(&self, vtl: u8) -> Result<Vtl, HvStatus> {
+        Vtl::try_from(vtl).and_then(|vtl| {
+            if vtl <= self.partition().maximum_vtl() { Ok(vtl) } else { Err(HvStatus::InvalidParameter) }
+        })
+    }
+
+    /// The index of a VP that a parameter names.
+    pub(crate) fn vp_index(&self, vp: VpIndex) -> Result<u32, HvStatus> {
+        match vp {
+            VpIndex::SELF => Ok(self.vp.index()),
+            VpIndex(index) if index < self.partition().config().vps => Ok(index),
+            _ => Err(HvStatus::InvalidVpIndex),
+        }
+    }
+
+    /// The VP that a parameter names: the caller, or another one that is stopped.
     ///
     /// # Errors
     /// `INVALID_VP_INDEX` if there is none; [`Stop::NeedsVp`] if it is not stopped yet, so ask before changing
     /// anything.
-    pub(crate) fn target(&mut self, index: u32) -> Result<&mut Vp, Stop> {
-        if index == self.vp.index() || index == VP_INDEX_SELF {
+    pub(crate) fn target(&mut self, vp: VpIndex) -> Result<&mut Vp, Stop> {
+        let index = self.vp_index(vp)?;
+        if index == self.vp.index() {
             return Ok(self.vp);
-        }
-        if index >= self.vp.partition.config.vps {
-            return Err(HvStatus::InvalidVpIndex.into());
         }
         match &mut self.other {
             Some(other) if other.index() == index => Ok(other),
@@ -61,9 +84,6 @@ impl Call<'_> {
         }
     }
 }
-
-/// HV_VP_INDEX_SELF (TLFS 7.8.1).
-pub(crate) const VP_INDEX_SELF: u32 = u32::MAX - 1;
 
 /// Why a handler could not finish.
 #[derive(Debug)]
@@ -143,10 +163,31 @@ pub(crate) trait Rep {
 
 /// The calls that are implemented.
 fn find(code: CallCode) -> Option<&'static Definition> {
-    let definition = match code {
-        _ => return None,
-    };
-    Some(definition)
+    macro_rules! table {
+        ($($class:ident $handler:ty),+ $(,)?) => {
+            $(if code == <$handler>::CODE {
+                const DEFINITION: &Definition = &Definition::$class::<$handler>();
+                return Some(DEFINITION);
+            })+
+        };
+    }
+    table!(
+        simple vtl::EnablePartitionVtl,
+        simple vtl::EnableVpVtl,
+        simple start::StartVirtualProcessor,
+        rep start::GetVpIndexFromApicId,
+        rep registers::GetVpRegisters,
+        rep registers::SetVpRegisters,
+        rep protections::ModifyVtlProtectionMask,
+        simple translate::TranslateVirtualAddress,
+        simple translate::TranslateVirtualAddressEx,
+        rep crate::registers::GetVpRegisters,
+        rep crate::registers::SetVpRegisters,
+        rep crate::protections::ModifyVtlProtectionMask,
+        simple crate::translate::TranslateVirtualAddress,
+        simple crate::translate::TranslateVirtualAddressEx,
+    );
+    None
 }
 
 /// The switch that a hypercall asks for, and its control input.
@@ -214,8 +255,7 @@ impl Vp {
                     instruction_length: length,
                     instruction,
                 };
-                self.memory_fault(&fault, now)?;
-                return Ok(disposition);
+                return self.memory_fault(&fault, now);
             }
         };
         let code = control.code();

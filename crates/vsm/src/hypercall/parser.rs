@@ -8,7 +8,7 @@ use tlfs::{HvStatus, HypercallInput, HypercallResult};
 use zerocopy::FromBytes;
 
 use super::definition::{Definition, Kind};
-use super::registers::{Block, Convention};
+use super::convention::{Block, Convention};
 use super::{Call, Stop};
 use crate::Vp;
 
