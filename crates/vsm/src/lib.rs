@@ -8,6 +8,8 @@ mod config;
 mod cpuid;
 mod error;
 mod exit;
+#[cfg(test)]
+mod fixture;
 mod hypercall;
 mod initial_context;
 mod intercept;
@@ -22,6 +24,8 @@ mod registers;
 mod run;
 mod switch;
 mod synic;
+#[cfg(test)]
+mod testing;
 mod translate;
 mod vp;
 
