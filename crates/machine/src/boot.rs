@@ -73,7 +73,7 @@ impl LongMode {
             *entry = table(directory) | PTE_PRESENT_WRITABLE;
         }
         for (entry, page) in directories.iter_mut().zip(0..) {
-            *entry = page * LARGE_PAGE | PTE_PRESENT_WRITABLE | PTE_LARGE;
+            *entry = (page * LARGE_PAGE) | PTE_PRESENT_WRITABLE | PTE_LARGE;
         }
         let gdt = [0, descriptor(CODE_64), descriptor(DATA)];
         let bytes = entries.iter().chain(&gdt).flat_map(|entry| entry.to_le_bytes()).collect();

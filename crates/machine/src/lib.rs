@@ -1,6 +1,44 @@
-//! machine
+//! A PC around the rules and an engine: memory map, loaders, devices, and the threads that run virtual processors.
+//!
+//! # Threads
+//! Every VP has a thread. It asks the rules which VTL must run, runs that VTL's vCPU, and hands the exit to the rules;
+//! what the rules do not know goes to the [`bus`]. A VP that is halted sleeps in [`Control`] until its bell rings.
+//! The thread that called [`Machine::run`] waits for the VPs' threads. Any thread may call [`Control::finish`].
+//!
+//! # Stopping another VP
+//! Some hypercalls need another VP to stand still. The rules then change nothing and name the VP, and the thread
+//! 1. gives up its own VP's seat (see the module `slot`), for it may itself be wanted by another VP,
+//! 2. takes the machine's turn, so that one VP at a time visits others,
+//! 3. announces its visit, rings the other VP's bell and waits for its seat, which that VP's thread gives up as soon
+//!    as it is out of the guest,
+//! 4. takes its own seat again and lets the rules handle the exit once more, or has the guest execute the instruction
+//!    again if it was itself visited in between.
+//!
+//! # Lock order
+//! 1. the turn,
+//! 2. seats: a thread that holds its own VP's seat takes no other lock of this list but those below; only the holder
+//!    of the turn holds two,
+//! 3. the rules' locks, in their own order,
+//! 4. a device; devices lock nothing but what follows,
+//! 5. leaves: doorbells, the outcome, the counts of visitors, and the engine's locks.
+#![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod boot;
+pub mod bus;
+mod clock;
+mod control;
+mod death;
+pub mod devices;
+mod history;
 pub mod load;
+mod machine;
 pub mod memory_map;
+mod slot;
+mod vp_thread;
+
+pub use clock::HostClock;
+pub use control::{Control, Failure, Outcome};
+pub use death::{Cause, Death};
+pub use history::Past;
+pub use machine::{AssemblyError, Config, Machine};
