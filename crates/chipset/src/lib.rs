@@ -1,3 +1,7 @@
 //! Interrupt controllers and timers of a PC: pure state machines over explicit time.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+
+pub mod local_apic;
+
+pub use local_apic::LocalApic;

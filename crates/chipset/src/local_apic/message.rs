@@ -1,0 +1,117 @@
+//! What local APICs receive, and whom it is for (SDM Vol. 3A 12.6).
+
+/// How an interrupt is delivered, with the encoding of LVT entries, redirection table entries, the ICR and MSI data (SDM
+/// Vol. 3A 12.6.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DeliveryMode {
+    /// An interrupt with a vector.
+    Fixed = 0,
+    /// An interrupt with a vector for the one destination that has the lowest priority.
+    LowestPriority = 1,
+    /// A system management interrupt.
+    Smi = 2,
+    /// A non-maskable interrupt.
+    Nmi = 4,
+    /// An INIT.
+    Init = 5,
+    /// A start-up IPI; the vector is the page of the code.
+    StartUp = 6,
+    /// An interrupt whose vector the 8259 PIC supplies.
+    ExtInt = 7,
+}
+
+impl DeliveryMode {
+    /// The mode that the low three bits name; `None` for the one that is reserved.
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> Option<Self> {
+        Some(match bits & 7 {
+            0 => Self::Fixed,
+            1 => Self::LowestPriority,
+            2 => Self::Smi,
+            4 => Self::Nmi,
+            5 => Self::Init,
+            6 => Self::StartUp,
+            7 => Self::ExtInt,
+            _ => return None,
+        })
+    }
+}
+
+/// An interrupt on its way to one or more local APICs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Interrupt {
+    /// How it is delivered.
+    pub mode: DeliveryMode,
+    /// Its vector, where the mode has one.
+    pub vector: u8,
+    /// Whether it is level-triggered, so that its EOI must be told to the I/O APIC.
+    pub level: bool,
+}
+
+impl Interrupt {
+    /// An edge-triggered interrupt with a vector.
+    #[must_use]
+    pub const fn fixed(vector: u8) -> Self {
+        Self { mode: DeliveryMode::Fixed, vector, level: false }
+    }
+}
+
+/// The local APICs that an interrupt is for (SDM Vol. 3A 12.6.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Destination {
+    /// The APIC with an id, or all.
+    Physical(Address),
+    /// APICs whose logical destination register matches, or all.
+    Logical(Address),
+}
+
+/// An address of a [`Destination`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// Eight bits, from an APIC in xAPIC mode, an I/O APIC or an MSI. All ones are everybody.
+    Narrow(u8),
+    /// 32 bits, from an APIC in x2APIC mode. All ones are everybody.
+    Wide(u32),
+}
+
+impl Address {
+    /// The address without its width.
+    #[must_use]
+    pub const fn value(self) -> u32 {
+        match self {
+            Self::Narrow(address) => address as u32,
+            Self::Wide(address) => address,
+        }
+    }
+
+    /// Whether everybody is meant.
+    #[must_use]
+    pub const fn is_broadcast(self) -> bool {
+        matches!(self, Self::Narrow(u8::MAX) | Self::Wide(u32::MAX))
+    }
+}
+
+/// Who gets an IPI (SDM Vol. 3A 12.6.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum IpiTarget {
+    /// Whom the destination field names.
+    Destination(Destination),
+    /// The sender.
+    Myself,
+    /// Everybody.
+    All,
+    /// Everybody but the sender.
+    Others,
+}
+
+/// An interrupt that a processor sends through its local APIC. Ask every APIC, that of the sender too, whether
+/// [`LocalApic::is_target`](super::LocalApic::is_target), and if so [`deliver`](super::LocalApic::deliver) it; when the
+/// mode is [`DeliveryMode::LowestPriority`], to one of them with the lowest
+/// [`processor_priority`](super::LocalApic::processor_priority).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ipi {
+    /// Who gets it.
+    pub target: IpiTarget,
+    /// What they get.
+    pub interrupt: Interrupt,
+}

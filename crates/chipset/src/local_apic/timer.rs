@@ -1,0 +1,139 @@
+//! The local APIC's timer (SDM Vol. 3A 12.5.4).
+
+use std::num::NonZeroU64;
+
+/// How fast time passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimerClock {
+    /// Ticks of the clock that callers pass as the time, in a second.
+    pub tsc_frequency: NonZeroU64,
+    /// Ticks of the timer's input in a second, before it is divided.
+    pub timer_frequency: NonZeroU64,
+}
+
+/// When the timer interrupts (SDM Vol. 3A, table 12-2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TimerMode {
+    OneShot,
+    Periodic,
+    TscDeadline,
+}
+
+/// The registers of the timer and what they count from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TimerState {
+    /// The initial count register.
+    pub initial_count: u32,
+    /// The divide configuration register.
+    pub divide_configuration: u32,
+    /// Whether a count is under way.
+    pub counting: bool,
+    /// When it began, in ticks of the caller's clock.
+    pub start: u64,
+    /// How many periods since then have been accounted for.
+    pub periods: u64,
+    /// IA32_TSC_DEADLINE: the value of the guest's TSC at which to interrupt, or 0.
+    pub tsc_deadline: u64,
+    /// What the guest's TSC is ahead of the caller's clock, modulo 2^64.
+    pub tsc_offset: u64,
+}
+
+impl TimerState {
+    /// What the timer's input is divided by (SDM Vol. 3A, figure 12-10).
+    const fn divisor(&self) -> u128 {
+        let code = self.divide_configuration & 3 | self.divide_configuration >> 1 & 4;
+        1 << ((code + 1) & 7)
+    }
+
+    /// How often the count went down by one since it began. A clock that runs backwards stands still.
+    fn elapsed(&self, clock: &TimerClock, now: u64) -> u128 {
+        let ticks = u128::from(now.saturating_sub(self.start));
+        let frequency = u128::from(clock.tsc_frequency.get()) * self.divisor();
+        ticks.saturating_mul(u128::from(clock.timer_frequency.get())) / frequency
+    }
+
+    /// The first time at which the count has gone down `count` times.
+    fn time_of(&self, clock: &TimerClock, count: u128) -> Option<u64> {
+        let ticks = count
+            .checked_mul(self.divisor())?
+            .checked_mul(u128::from(clock.tsc_frequency.get()))?
+            .div_ceil(u128::from(clock.timer_frequency.get()));
+        self.start.checked_add(u64::try_from(ticks).ok()?)
+    }
+
+    /// The current count register.
+    pub(super) fn current_count(&self, mode: TimerMode, clock: &TimerClock, now: u64) -> u32 {
+        if !self.counting {
+            return 0;
+        }
+        let elapsed = self.elapsed(clock, now);
+        let initial = u128::from(self.initial_count.max(1));
+        let left = match mode {
+            TimerMode::Periodic => initial - elapsed % initial,
+            TimerMode::OneShot | TimerMode::TscDeadline => initial.saturating_sub(elapsed),
+        };
+        left as u32
+    }
+
+    /// Starts to count down from `count`, or stops if that is zero.
+    pub(super) fn start_count(&mut self, count: u32, now: u64) {
+        (self.initial_count, self.counting, self.start, self.periods) = (count, count != 0, now, 0);
+    }
+
+    /// Stops counting and forgets the deadline, as a switch to or from the TSC-deadline mode does.
+    pub(super) fn disarm(&mut self) {
+        (self.counting, self.tsc_deadline) = (false, 0);
+    }
+
+    /// Changes the divide configuration. The count goes on from where it is, without what was gathered for its next step.
+    pub(super) fn set_divide_configuration(&mut self, value: u32, mode: TimerMode, clock: &TimerClock, now: u64) {
+        let value = value & 0b1011;
+        if value == self.divide_configuration {
+            return;
+        }
+        let left = self.current_count(mode, clock, now);
+        self.divide_configuration = value;
+        if left != 0 {
+            // The steps that are done lie before the new start, as if they had been made at the new rate.
+            let done = u128::from(self.initial_count - left);
+            let origin = Self { start: 0, ..*self };
+            let ticks = origin.time_of(clock, done).unwrap_or(u64::MAX);
+            (self.start, self.periods) = (now.saturating_sub(ticks), 0);
+        }
+    }
+
+    /// Whether the timer has expired since it was last asked. Several expirations are told as one.
+    pub(super) fn expire(&mut self, mode: TimerMode, clock: &TimerClock, now: u64) -> bool {
+        if mode == TimerMode::TscDeadline {
+            let expired = self.tsc_deadline != 0 && now.wrapping_add(self.tsc_offset) >= self.tsc_deadline;
+            if expired {
+                self.tsc_deadline = 0;
+            }
+            return expired;
+        }
+        if !self.counting {
+            return false;
+        }
+        let periods = self.elapsed(clock, now) / u128::from(self.initial_count.max(1));
+        let periods = u64::try_from(periods).unwrap_or(u64::MAX);
+        let expired = periods > self.periods;
+        if expired {
+            self.periods = periods;
+            self.counting = mode == TimerMode::Periodic;
+        }
+        expired
+    }
+
+    /// When the timer expires next; not after `now` if it is due.
+    pub(super) fn deadline(&self, mode: TimerMode, clock: &TimerClock, now: u64) -> Option<u64> {
+        if mode == TimerMode::TscDeadline {
+            let left = self.tsc_deadline.saturating_sub(now.wrapping_add(self.tsc_offset));
+            return if self.tsc_deadline == 0 { None } else { now.checked_add(left) };
+        }
+        if !self.counting {
+            return None;
+        }
+        let count = (u128::from(self.periods) + 1).checked_mul(u128::from(self.initial_count))?;
+        self.time_of(clock, count)
+    }
+}
