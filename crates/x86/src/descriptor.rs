@@ -26,8 +26,6 @@ pub(crate) mod attribute {
     pub(crate) const BIG: u16 = 1 << 14;
     /// The limit counts pages.
     pub(crate) const GRANULARITY: u16 = 1 << 15;
-    /// The descriptor privilege level.
-    pub(crate) const DPL: u16 = 3 << 5;
 }
 
 /// Types of system descriptors (SDM Vol. 3A, table 3-2).

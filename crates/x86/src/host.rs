@@ -120,7 +120,7 @@ pub(crate) unsafe fn update<const BYTES: usize>(target: *mut u8, mut change: imp
             u64::from(cell.fetch_update(ORDER, ORDER, replace).unwrap_or_else(|old| old))
         }};
     }
-    if target.addr() % BYTES == 0 {
+    if target.addr().is_multiple_of(BYTES) {
         return match BYTES {
             1 => aligned!(AtomicU8, u8),
             2 => aligned!(AtomicU16, u16),

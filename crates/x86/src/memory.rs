@@ -424,13 +424,13 @@ impl Cpu {
         self.pieces(linear, bytes, AccessKind::Write, view).map(drop)
     }
 
-    /// Sets bits of a byte atomically, as the supervisor: accessed and busy bits of descriptors.
-    pub(crate) fn set_system_bits(&mut self, linear: u64, bits: u8) -> Step {
+    /// Sets and clears bits of a byte atomically, as the supervisor: accessed and busy bits of descriptors.
+    pub(crate) fn change_system_bits(&mut self, linear: u64, set: u8, clear: u8) -> Step {
         let target = self.translate(linear, AccessKind::Write, View::Supervisor)?;
         self.require_read(linear, &target)?;
         if let Some(pointer) = target.host() {
             // SAFETY: the page may be read and written; a byte lies within it.
-            unsafe { host::update::<1>(pointer, |old| old | u64::from(bits)) };
+            unsafe { host::update::<1>(pointer, |old| old & !u64::from(clear) | u64::from(set)) };
             self.wrote(&target);
         }
         Ok(())

@@ -201,7 +201,7 @@ impl Cpu {
     /// Sets the accessed bit of a code or data descriptor, if it is clear.
     pub(crate) fn mark_accessed(&mut self, selector: u16, descriptor: &Descriptor) -> Step {
         match self.descriptor_address(selector, 8) {
-            Some(linear) if !descriptor.is_accessed() => self.set_system_bits(linear.wrapping_add(5), 1),
+            Some(linear) if !descriptor.is_accessed() => self.change_system_bits(linear.wrapping_add(5), 1, 0),
             _ => Ok(()),
         }
     }

@@ -231,7 +231,7 @@ impl Cpu {
         let gpa = translation.gpa & !OFFSET | linear & OFFSET;
         let page = match self.physical_page(gpa, kind, view == View::User) {
             Ok(page) => page,
-            Err(denied) => return self.deny(linear, denied, false),
+            Err(denied) => return self.deny(Some(linear), denied, false),
         };
         if let Some(page) = page {
             match kind {
@@ -260,16 +260,24 @@ impl Cpu {
                 self.shared.cr2 = linear;
                 self.raise(vector::PAGE_FAULT, Some(error_code))
             }
-            Err(WalkError::Memory(denied)) => self.deny(linear, denied, true),
+            Err(WalkError::Memory(denied)) => self.deny(Some(linear), denied, true),
+        }
+    }
+
+    /// Reads a page-directory-pointer-table entry of PAE paging.
+    pub(crate) fn load_physical(&mut self, gpa: u64) -> Step<u64> {
+        match Tables(self).read_entry(gpa, 8) {
+            Ok(entry) => Ok(entry),
+            Err(denied) => self.deny(None, denied, true),
         }
     }
 
     /// Leaves the guest because of a second-level violation.
     #[cold]
-    fn deny<T>(&mut self, linear: u64, Denied { gpa, kind }: Denied, page_walk: bool) -> Step<T> {
+    fn deny<T>(&mut self, linear: Option<u64>, Denied { gpa, kind }: Denied, page_walk: bool) -> Step<T> {
         self.exit(Exit::MemoryFault(MemoryFault {
             gpa,
-            gva: Some(linear),
+            gva: linear,
             kind,
             user: self.mode.cpl == 3,
             page_walk,
@@ -282,7 +290,7 @@ impl Cpu {
     pub(crate) fn require_read(&mut self, linear: u64, target: &Target) -> Step {
         match target.page {
             Some(page) if !page.access.contains(Access::READ) => {
-                self.deny(linear, Denied { gpa: target.gpa, kind: AccessKind::Read }, false)
+                self.deny(Some(linear), Denied { gpa: target.gpa, kind: AccessKind::Read }, false)
             }
             _ => Ok(()),
         }
