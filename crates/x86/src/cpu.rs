@@ -7,6 +7,7 @@ use engine::registers::{CS, GeneralRegisters, SS, SharedRegisters, SystemRegiste
 use engine::{CpuidLeaf, Event};
 
 use crate::Bus;
+use crate::block::BlockCache;
 use crate::external::External;
 use crate::flags::{self, Flags};
 use crate::segment::Windows;
@@ -80,6 +81,8 @@ pub struct Cpu {
     pub(crate) windows: Windows,
     /// Cached translations.
     pub(crate) tlb: Tlb,
+    /// Decoded code; apart while it is executed.
+    pub(crate) blocks: Option<Box<BlockCache>>,
     /// The world.
     pub(crate) bus: Arc<dyn Bus>,
     /// Why the last instruction stopped.
@@ -90,6 +93,8 @@ pub struct Cpu {
     pub(crate) pending: Option<Event>,
     /// STI, MOV SS or POP SS holds events back for one instruction. Set by the instruction itself.
     pub(crate) interrupt_shadow: bool,
+    /// An NMI was delivered and no IRET has come since; others have to wait.
+    pub(crate) nmi_blocked: bool,
     /// The code page that is being executed was written to; see [`Cpu::stored`].
     pub(crate) code_modified: bool,
     /// A number for what instruction fetches translate to ([`Tlb::fetch_epoch`]); it does not tell privilege levels
@@ -107,6 +112,10 @@ pub struct Cpu {
     pub(crate) kick: Arc<AtomicBool>,
     /// Instructions retired.
     pub(crate) instructions: u64,
+    /// [`Cpu::run`] returns when so many instructions have retired.
+    pub(crate) limit: u64,
+    /// Instructions are executed one at a time, and repeated ones one iteration at a time.
+    pub(crate) single_step: bool,
     /// Whether to report when interrupts can be taken.
     pub(crate) window_wanted: bool,
 }
@@ -134,6 +143,7 @@ impl Cpu {
             external: External::default(),
             pending: None,
             interrupt_shadow: false,
+            nmi_blocked: false,
             code_modified: false,
             fetch_epoch: 0,
             debug_hits: 0,
@@ -142,7 +152,10 @@ impl Cpu {
             tsc_offset: 0,
             kick: Arc::new(AtomicBool::new(false)),
             instructions: 0,
+            limit: u64::MAX,
+            single_step: false,
             window_wanted: false,
+            blocks: None,
         };
         cpu.update_mode();
         cpu.forget_pages();

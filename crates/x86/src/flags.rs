@@ -3,6 +3,8 @@
 //! Arithmetic flags are kept as the instruction left them: its result, and a vector of what else is needed. Every flag
 //! follows from them without looking at which instruction it was.
 
+use crate::operand::sign_extend;
+
 /// Bits of RFLAGS.
 pub(crate) mod bit {
     /// Carry.
@@ -77,6 +79,71 @@ impl Flags {
             | u64::from(self.zero()) * bit::ZF
             | u64::from(self.sign()) * bit::SF
             | u64::from(self.overflow()) * bit::OF
+    }
+
+    /// From the vector of carries out of every bit of an operation on `BYTES` bytes.
+    #[inline(always)]
+    const fn from_carries<const BYTES: usize>(result: u64, carries: u64) -> Self {
+        let top = match BYTES {
+            1 => (carries as u32) << 24,
+            2 => (carries as u32) << 16,
+            4 => carries as u32,
+            _ => (carries >> 32) as u32,
+        };
+        Self { result: sign_extend::<BYTES>(result), carries: top & 0xC000_0000 | carries as u32 & Self::ADJUST }
+    }
+
+    /// After `result = left + right`, or with a carry added.
+    #[inline(always)]
+    pub(crate) const fn sum<const BYTES: usize>(left: u64, right: u64, result: u64) -> Self {
+        Self::from_carries::<BYTES>(result, left & right | (left | right) & !result)
+    }
+
+    /// After `result = left - right`, or with a borrow subtracted.
+    #[inline(always)]
+    pub(crate) const fn difference<const BYTES: usize>(left: u64, right: u64, result: u64) -> Self {
+        Self::from_carries::<BYTES>(result, !left & right | (!left | right) & result)
+    }
+
+    /// After a bitwise operation: CF, OF and AF are clear.
+    #[inline(always)]
+    pub(crate) const fn logic<const BYTES: usize>(result: u64) -> Self {
+        Self { result: sign_extend::<BYTES>(result), carries: 0 }
+    }
+
+    /// The same flags with other values of CF and OF.
+    #[inline(always)]
+    pub(crate) const fn with_carry_overflow(self, carry: bool, overflow: bool) -> Self {
+        let carries = (carry as u32) << 31 | ((carry != overflow) as u32) << 30;
+        Self { carries: self.carries & !0xC000_0000 | carries, ..self }
+    }
+
+    /// The same flags with another value of CF.
+    #[inline(always)]
+    pub(crate) const fn with_carry(self, carry: bool) -> Self {
+        self.with_carry_overflow(carry, self.overflow())
+    }
+
+    /// The same flags with another value of ZF.
+    pub(crate) fn with_zero(self, zero: bool) -> Self {
+        let register = self.to_register() & !bit::ZF;
+        Self::from_register(register | u64::from(zero) * bit::ZF)
+    }
+
+    /// Whether condition `NUMBER` of Jcc, SETcc and CMOVcc holds (SDM Vol. 2, appendix B.1.4.7).
+    #[inline(always)]
+    pub(crate) const fn condition<const NUMBER: usize>(self) -> bool {
+        let holds = match NUMBER >> 1 {
+            0 => self.overflow(),
+            1 => self.carry(),
+            2 => self.zero(),
+            3 => self.carry() || self.zero(),
+            4 => self.sign(),
+            5 => self.parity(),
+            6 => self.sign() != self.overflow(),
+            _ => self.zero() || self.sign() != self.overflow(),
+        };
+        holds != (NUMBER & 1 != 0)
     }
 
     /// CF.

@@ -175,3 +175,14 @@ pub(crate) unsafe fn update128(target: *mut u8, mut change: impl FnMut(u128) -> 
         old
     }
 }
+
+/// Atomically replaces 16 bytes if they are `old`; returns what they were.
+///
+/// # Safety
+/// The bytes are valid for reads and writes, and aligned to their size; the host has CMPXCHG16B.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "cmpxchg16b")]
+unsafe fn compare_exchange128(target: *mut u8, old: u128, new: u128) -> u128 {
+    // SAFETY: valid and aligned by the caller's word.
+    unsafe { std::arch::x86_64::cmpxchg16b(target.cast(), old, new, Ordering::SeqCst, Ordering::SeqCst) }
+}

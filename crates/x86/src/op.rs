@@ -51,7 +51,7 @@ pub(crate) struct Op {
     /// The immediate, sign-extended to 64 bits where the instruction does so; or a 64-bit address offset.
     pub(crate) immediate: u64,
     /// The memory operand's displacement. For near branches, the target relative to the start of the block.
-    pub(crate) displacement: i32,
+    pub(crate) displacement: i64,
     /// The instruction.
     pub(crate) code: Code,
     /// Where the instruction starts, in bytes from the start of the block.
@@ -66,6 +66,8 @@ pub(crate) struct Op {
     pub(crate) b: u8,
     /// The third register operand.
     pub(crate) c: u8,
+    /// There is a memory operand.
+    pub(crate) has_memory: bool,
     /// How the memory operand is addressed.
     pub(crate) addressing: Addressing,
     /// The memory operand's base register, [`NO_REGISTER`] or [`INSTRUCTION_POINTER`].

@@ -1,8 +1,10 @@
 //! Operands: registers by number and width, and memory addresses.
 
+use engine::registers::SS;
+
 use crate::Cpu;
 use crate::op::{Addressing, INSTRUCTION_POINTER, NO_REGISTER, Op};
-use crate::stop::{Step, Stop, StopReason};
+use crate::stop::{Step, Stop, StopReason, vector};
 
 /// Sign-extends the low `BYTES` bytes of a value.
 #[inline(always)]
@@ -37,6 +39,13 @@ pub(crate) const fn mask(bytes: u8) -> u64 {
     }
 }
 
+/// Whether `bytes` bytes at `address` are canonical, with 48 implemented bits (SDM Vol. 1 3.3.7.1).
+#[inline(always)]
+pub(crate) const fn canonical(address: u64, bytes: u32) -> bool {
+    // The two canonical halves are neighbours when the sign bit is moved.
+    address.wrapping_add(1 << 47) <= (1 << 48) - bytes as u64
+}
+
 impl Cpu {
     /// A general-purpose register, zero-extended from `BYTES` bytes. With one byte, 16 to 19 are AH to BH.
     #[inline(always)]
@@ -60,6 +69,22 @@ impl Cpu {
         }
     }
 
+    /// A general-purpose register, zero-extended from `bytes` bytes, 2, 4 or 8.
+    #[inline(always)]
+    pub(crate) fn sized_register(&self, number: u8, bytes: u8) -> u64 {
+        self.general.gpr[usize::from(number & 15)] & mask(bytes)
+    }
+
+    /// Writes 2, 4 or 8 bytes of a general-purpose register.
+    #[inline(always)]
+    pub(crate) fn set_sized_register(&mut self, number: u8, bytes: u8, value: u64) {
+        match bytes {
+            2 => self.set_register::<2>(number, value),
+            4 => self.set_register::<4>(number, value),
+            _ => self.set_register::<8>(number, value),
+        }
+    }
+
     /// RIP of the instruction that a plain handler executes.
     #[inline]
     pub(crate) fn instruction_rip(&self, op: &Op) -> u64 {
@@ -70,7 +95,7 @@ impl Cpu {
     /// The offset of the memory operand in its segment (LEA's result, before truncation to the operand size).
     #[inline(always)]
     pub(crate) fn operand_offset(&self, op: &Op) -> u64 {
-        let displacement = i64::from(op.displacement) as u64;
+        let displacement = op.displacement as u64;
         let base = self.general.gpr[usize::from(op.base & 15)];
         match op.addressing {
             Addressing::Base => base.wrapping_add(displacement),
@@ -90,15 +115,40 @@ impl Cpu {
             INSTRUCTION_POINTER => self.general.rip,
             _ => self.general.gpr[usize::from(register & 15)],
         };
-        let displacement = i64::from(op.displacement) as u64;
+        let displacement = op.displacement as u64;
         part(op.base).wrapping_add(part(op.index) << (op.scale & 3)).wrapping_add(displacement) & mask(op.address_size)
     }
 
-    /// The linear address of the memory operand, of which `BYTES` bytes are accessed.
+    /// The linear address of the memory operand, of which `bytes` bytes are accessed.
     #[inline(always)]
-    pub(crate) fn operand_address<const BYTES: u32>(&mut self, op: &Op, write: bool) -> Step<u64> {
+    pub(crate) fn operand_address(&mut self, op: &Op, bytes: u32, write: bool) -> Step<u64> {
         let offset = self.operand_offset(op);
-        self.linear(usize::from(op.segment), offset, BYTES, write)
+        if op.addressing == Addressing::General {
+            return self.linear(usize::from(op.segment), offset, bytes, write);
+        }
+        if canonical(offset, bytes) { Ok(offset) } else { self.not_canonical(op.segment) }
+    }
+
+    /// Stops because an address is not canonical (SDM Vol. 3A 6.13 and 6.15).
+    #[cold]
+    pub(crate) fn not_canonical<T>(&mut self, segment: u8) -> Step<T> {
+        let vector = if usize::from(segment) == SS { vector::STACK } else { vector::GENERAL_PROTECTION };
+        self.raise(vector, Some(0))
+    }
+
+    /// Loads the memory operand.
+    #[inline(always)]
+    pub(crate) fn load_operand<const BYTES: usize>(&mut self, op: &Op) -> Step<u64> {
+        let address = self.operand_address(op, BYTES as u32, false)?;
+        self.load::<BYTES>(address)
+    }
+
+    /// Stores the memory operand, as the last thing that an instruction does.
+    #[inline(always)]
+    pub(crate) fn store_operand<const BYTES: usize>(&mut self, op: &Op, value: u64) -> Step {
+        let address = self.operand_address(op, BYTES as u32, true)?;
+        self.store::<BYTES>(address, value)?;
+        self.stored()
     }
 
     /// To be called by plain handlers that wrote to memory, when the instruction is otherwise complete: leaves the

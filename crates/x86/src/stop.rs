@@ -26,6 +26,8 @@ pub(crate) enum StopReason {
     Exit(Exit),
     /// The instruction has finished, and [`Cpu::run`] returns.
     ExitAfter(Exit),
+    /// A repeated string instruction has finished some iterations; RIP stays.
+    Again,
     /// The instruction has finished, but the decoded instructions behind it may not be executed any more because it
     /// changed them.
     Leave,

@@ -1,0 +1,229 @@
+//! From instruction bytes to a [`Block`] of [`Op`]s.
+
+mod extended;
+mod handlers;
+mod operands;
+mod select;
+
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, RflagsBits};
+
+use engine::registers::CS;
+
+use crate::block::{Block, CodeMode, Source};
+use crate::integer::branch;
+use crate::op::{Handler, Op};
+use crate::stop::Step;
+use crate::{Cpu, HostPage, host};
+
+use handlers::Selected;
+
+/// Most instructions in a block.
+pub(crate) const MOST_INSTRUCTIONS: usize = 48;
+/// Most bytes of a block.
+const MOST_BYTES: usize = 256;
+/// Most bytes of an instruction (SDM Vol. 2A 2.3.11).
+const LONGEST: usize = 15;
+const PAGE: u64 = 0x1000;
+
+/// Every flag that arithmetic sets.
+const ALL_FLAGS: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+
+/// An instruction on its way into a block.
+struct Candidate {
+    op: Op,
+    selected: Selected,
+    /// Flags that the instruction may set.
+    modifies: u32,
+    /// Flags that the instruction sets in any case.
+    kills: u32,
+    /// Flags that it looks at.
+    reads: u32,
+    /// The condition of a conditional near branch of 64-bit code.
+    condition: Option<usize>,
+}
+
+impl Cpu {
+    /// What decoding depends on.
+    pub(crate) fn code_mode(&self) -> CodeMode {
+        CodeMode { size: self.mode.code_size, user: self.mode.cpl == 3, single: self.single_step }
+    }
+
+    /// Decodes the block at `linear`, which is on `page`, for the current RIP and mode. `second` is the page behind,
+    /// if the first instruction is known to cross into it.
+    ///
+    /// # Errors
+    /// Stops with the fault of fetching the first instruction.
+    pub(crate) fn decode_block(&mut self, linear: u64, page: &HostPage) -> Step<Block> {
+        let source = Source::watch(page);
+        let offset = linear % PAGE;
+        let mut bytes = [0; MOST_BYTES];
+        let on_page = (PAGE - offset).min(MOST_BYTES as u64);
+        let available = on_page.min(self.fetchable());
+        let (data, _) = bytes.split_at_mut(available as usize);
+        // SAFETY: the range lies within the page, which the bus just told.
+        unsafe { host::read_bytes(page.host.as_ptr().add(offset as usize), data) };
+        let candidates = self.decode_bytes(data);
+        if !candidates.is_empty() {
+            return Ok(self.finish_block(candidates, source, None));
+        }
+        if available < on_page {
+            // SDM Vol. 3A 6.3: fetching beyond the limit of CS.
+            return self.general_protection(0);
+        }
+        self.decode_crossing(linear, page, source)
+    }
+
+    /// Bytes from RIP to the limit of CS.
+    fn fetchable(&self) -> u64 {
+        if self.mode.code_size == 8 {
+            return u64::MAX;
+        }
+        (u64::from(self.system.segments[CS].limit) + 1).saturating_sub(self.general.rip)
+    }
+
+    /// Decodes an instruction that crosses into the next page.
+    fn decode_crossing(&mut self, linear: u64, page: &HostPage, source: Source) -> Step<Block> {
+        let next = self.next_code_page(linear);
+        let (_, second) = self.code_page(next)?;
+        let tail = Source::watch(&second);
+        let mut bytes = [0; 2 * LONGEST];
+        let offset = linear % PAGE;
+        let first = (PAGE - offset).min(LONGEST as u64) as usize;
+        let (start, rest) = bytes.split_at_mut(first);
+        let (rest, _) = rest.split_at_mut(LONGEST);
+        // SAFETY: both ranges lie within pages that the bus just told: the first up to its end, the second from its
+        // start.
+        unsafe {
+            host::read_bytes(page.host.as_ptr().add(offset as usize), start);
+            host::read_bytes(second.host.as_ptr(), rest);
+        }
+        let available = self.fetchable().min(bytes.len() as u64) as usize;
+        let mut candidates = self.decode_bytes(bytes.get(..available).unwrap_or_default());
+        candidates.truncate(1);
+        if candidates.is_empty() {
+            return self.general_protection(0);
+        }
+        Ok(self.finish_block(candidates, source, Some(tail)))
+    }
+
+    /// The linear address of the page behind that of `linear`.
+    pub(crate) fn next_code_page(&self, linear: u64) -> u64 {
+        let next = (linear & !(PAGE - 1)).wrapping_add(PAGE);
+        if self.mode.code_size == 8 { next } else { next & 0xFFFF_FFFF }
+    }
+
+    /// Decodes the instructions of a block as far as they are complete.
+    fn decode_bytes(&self, bytes: &[u8]) -> Vec<Candidate> {
+        let start = self.general.rip;
+        let bits = u32::from(self.mode.code_size) * 8;
+        let mut decoder = Decoder::with_ip(bits, bytes, start, DecoderOptions::FORCE_RESERVED_NOP);
+        let mut instruction = Instruction::default();
+        let mut candidates = Vec::new();
+        let most = if self.single_step { 1 } else { MOST_INSTRUCTIONS };
+        while candidates.len() < most {
+            let offset = decoder.position();
+            decoder.decode_out(&mut instruction);
+            if decoder.last_error() == DecoderError::NoMoreBytes {
+                break;
+            }
+            let mut candidate = self.candidate(&instruction, start);
+            candidate.op.offset = offset as u16;
+            candidate.op.ordinal = candidates.len() as u8;
+            let ends = instruction.is_invalid()
+                || candidate.selected.system
+                || instruction.flow_control() != FlowControl::Next;
+            candidates.push(candidate);
+            if ends {
+                break;
+            }
+        }
+        candidates
+    }
+
+    fn candidate(&self, instruction: &Instruction, start: u64) -> Candidate {
+        let selected = if instruction.is_invalid() {
+            Selected::of(if instruction.len() >= LONGEST { handlers::too_long } else { handlers::undefined })
+        } else {
+            handlers::find(instruction)
+        };
+        let op = operands::op(instruction, start, self.mode.code_size, selected.handler);
+        let condition = (self.mode.code_size == 8 && instruction.is_jcc_short_or_near())
+            .then(|| (instruction.condition_code() as usize).wrapping_sub(1));
+        let modifies = instruction.rflags_modified() & ALL_FLAGS;
+        let kills = if sets_flags_always(instruction) { modifies } else { 0 };
+        let reads = if selected.pure { instruction.rflags_read() & ALL_FLAGS } else { ALL_FLAGS };
+        Candidate { op, selected, modifies, kills, reads, condition }
+    }
+
+    /// Makes a block of decoded instructions: leaves out flags that nobody sees, joins comparisons with the branches
+    /// behind them, and sees to it that RIP goes on.
+    fn finish_block(&self, mut candidates: Vec<Candidate>, source: Source, tail: Option<Source>) -> Block {
+        drop_unseen_flags(&mut candidates);
+        let system = match candidates.pop_if(|last| last.selected.system) {
+            Some(last) => Some(last.op),
+            None => None,
+        };
+        let instructions = candidates.len() as u32;
+        let branches = |candidate: &Candidate| branch_ends(candidate.op.code) || candidate.op.code == Code::INVALID;
+        let goes_on = !candidates.last().is_some_and(branches) && system.is_none();
+        let mut ops: Vec<Op> = Vec::with_capacity(candidates.len() + usize::from(goes_on));
+        let mut joinable: Option<&'static [Handler; 16]> = None;
+        for candidate in &candidates {
+            if let (Some(table), Some(condition), Some(last)) = (joinable.take(), candidate.condition, ops.last_mut())
+                && let Some(handler) = table.get(condition)
+            {
+                last.handler = *handler;
+                last.displacement = candidate.op.displacement;
+                last.length += candidate.op.length;
+                continue;
+            }
+            joinable = candidate.selected.branch;
+            ops.push(candidate.op);
+        }
+        if goes_on && let Some(last) = candidates.last() {
+            ops.push(Op { handler: branch::fall_through, code: Code::INVALID, ..last.op });
+        }
+        Block::new(ops, system, instructions, source, tail)
+    }
+}
+
+/// Whether a near branch, which sets RIP.
+fn branch_ends(code: Code) -> bool {
+    code.flow_control() != FlowControl::Next
+}
+
+/// Whether an instruction always sets the flags that it is said to modify: shifts by 0 do not, nor do repeated
+/// comparisons.
+fn sets_flags_always(instruction: &Instruction) -> bool {
+    match instruction.mnemonic() {
+        Mnemonic::Shl
+        | Mnemonic::Sal
+        | Mnemonic::Shr
+        | Mnemonic::Sar
+        | Mnemonic::Rol
+        | Mnemonic::Ror
+        | Mnemonic::Rcl
+        | Mnemonic::Rcr
+        | Mnemonic::Shld
+        | Mnemonic::Shrd => {
+            let last = instruction.op_count().saturating_sub(1);
+            instruction.op_kind(last) == OpKind::Immediate8 && instruction.immediate8() & 31 != 0
+        }
+        _ => !instruction.has_rep_prefix() && !instruction.has_repne_prefix(),
+    }
+}
+
+/// Chooses the variants without flags where other instructions overwrite the flags before anybody looks.
+fn drop_unseen_flags(candidates: &mut [Candidate]) {
+    let mut seen = ALL_FLAGS;
+    for candidate in candidates.iter_mut().rev() {
+        if let Some(quiet) = candidate.selected.quiet
+            && candidate.modifies & seen == 0
+        {
+            candidate.op.handler = quiet;
+            candidate.selected.branch = None;
+        }
+        seen = seen & !candidate.kills | candidate.reads;
+    }
+}
