@@ -28,6 +28,10 @@ pub struct Config {
     pub profile: Profile,
     /// Offer mode-based execute control (TLFS 15.10), if the engine enforces it.
     pub mode_based_execute: bool,
+    /// CPUID offers the local APIC's x2APIC mode.
+    pub x2apic: bool,
+    /// CPUID offers the local APIC timer's TSC-deadline mode.
+    pub tsc_deadline: bool,
     /// Privileges that the guest does not get although the rules implement them.
     pub withheld: PartitionPrivileges,
     /// The instruction by which hypercall pages leave the guest.
@@ -53,6 +57,8 @@ impl Default for Config {
             ram: Vec::new(),
             profile: Profile::default(),
             mode_based_execute: true,
+            x2apic: true,
+            tsc_deadline: true,
             withheld: PartitionPrivileges::new(),
             entry: EntryInstruction::default(),
         }

@@ -12,11 +12,13 @@ use crate::{Config, Partition};
 const OFFERED: PartitionPrivileges = PartitionPrivileges::new()
     .with_access_partition_reference_counter(true)
     .with_access_synic_regs(true)
+    .with_access_intr_ctrl_regs(true)
     .with_access_hypercall_msrs(true)
     .with_access_vp_index(true)
     .with_access_frequency_regs(true)
     .with_access_vsm(true)
-    .with_access_vp_registers(true);
+    .with_access_vp_registers(true)
+    .with_start_virtual_processor(true);
 
 /// The guest's privileges. VSM needs AccessVsm, AccessVpRegisters and AccessSynicRegs together (TLFS 15.3), and a
 /// second VTL to be of any use.

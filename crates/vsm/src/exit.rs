@@ -11,6 +11,8 @@ use crate::{Error, Vp};
 pub enum Disposition {
     /// Nothing.
     Handled,
+    /// The I/O APIC must be told that a level-triggered interrupt with this vector ended.
+    EndOfInterrupt(u8),
     /// The exit is a device's business: port I/O, or memory-mapped I/O that is not the local APIC's. Reads need their
     /// completion.
     Device(Exit),
@@ -59,12 +61,14 @@ impl Vp {
             }
             Exit::MemoryFault(fault) => return self.memory_fault(&fault, now),
             Exit::Halt => self.active_mut().halted = true,
+            // The priority is taken over when the VP is entered.
             Exit::TaskPriority | Exit::InterruptWindow | Exit::Interrupted => {}
+            Exit::MmioRead { .. } | Exit::MmioWrite { .. } if self.apic_page(exit, now) => {}
             Exit::IoRead { .. } | Exit::IoWrite { .. } | Exit::MmioRead { .. } | Exit::MmioWrite { .. } => {
                 return Ok(Disposition::Device(exit));
             }
             Exit::Shutdown => return Ok(Disposition::Shutdown(self.active_vtl())),
         }
-        Ok(Disposition::Handled)
+        Ok(self.ended.take().map_or(Disposition::Handled, Disposition::EndOfInterrupt))
     }
 }

@@ -13,6 +13,7 @@ mod fixture;
 mod hypercall;
 mod initial_context;
 mod intercept;
+mod interrupts;
 mod msr;
 mod observe;
 mod overlay;

@@ -5,6 +5,7 @@ use tlfs::Vtl;
 use tlfs::cpuid::PartitionPrivileges;
 use tlfs::msr::{self, HypercallMsr, Scontrol, Sint};
 
+use crate::interrupts::{APIC_FREQUENCY, owns_msr};
 use crate::overlay::is_within;
 use crate::{Error, Vp};
 
@@ -43,7 +44,8 @@ impl Vp {
             msr::HYPERCALL => partition.hypercall_msr(vtl).into(),
             msr::VP_INDEX => self.index().into(),
             msr::TIME_REF_COUNT => partition.reference_time(now),
-            msr::TSC_FREQUENCY => partition.tsc_frequency,
+            msr::TSC_FREQUENCY => partition.tsc_frequency.get(),
+            msr::APIC_FREQUENCY => APIC_FREQUENCY.get(),
             msr::VP_ASSIST_PAGE => state.assist.register(),
             msr::SCONTROL => state.synic.control().into(),
             msr::SVERSION => SYNIC_VERSION,
@@ -51,6 +53,7 @@ impl Vp {
             msr::SIMP => state.synic.simp.register(),
             msr::EOM => 0,
             msr::SINT0..=msr::SINT15 => state.synic.sint((index - msr::SINT0) as usize).ok_or(MsrError::Fault)?.into(),
+            _ if owns_msr(index) => return state.read_apic_msr(index, now),
             _ => return self.platform.read(index, now).ok_or(MsrError::Fault),
         })
     }
@@ -79,7 +82,10 @@ impl Vp {
                     return Err(MsrError::Fault);
                 }
             }
-            msr::VP_INDEX | msr::TIME_REF_COUNT | msr::TSC_FREQUENCY | msr::SVERSION => return Err(MsrError::Fault),
+            msr::VP_INDEX | msr::TIME_REF_COUNT | msr::TSC_FREQUENCY | msr::APIC_FREQUENCY | msr::SVERSION => {
+                return Err(MsrError::Fault);
+            }
+            _ if owns_msr(index) => self.write_apic_msr(vtl, index, value, now)?,
             _ => {
                 self.platform.write(index, value, now, bits).ok_or(MsrError::Fault)?;
                 self.update_tsc_offset();
@@ -96,6 +102,7 @@ impl Vp {
             msr::VP_INDEX => needed.with_access_vp_index(true),
             msr::TIME_REF_COUNT => needed.with_access_partition_reference_counter(true),
             msr::TSC_FREQUENCY | msr::APIC_FREQUENCY => needed.with_access_frequency_regs(true),
+            msr::EOI | msr::ICR | msr::TPR => needed.with_access_intr_ctrl_regs(true),
             msr::SCONTROL..=msr::EOM | msr::SINT0..=msr::SINT15 => needed.with_access_synic_regs(true),
             _ => return Ok(()),
         };

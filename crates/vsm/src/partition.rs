@@ -1,5 +1,6 @@
 //! State that all VPs of a partition share.
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -23,7 +24,7 @@ pub struct Partition {
     pub(crate) config: Config,
     pub(crate) engine: Arc<dyn Engine>,
     /// Ticks of the clock in a second.
-    pub(crate) tsc_frequency: u64,
+    pub(crate) tsc_frequency: NonZeroU64,
     privileges: PartitionPrivileges,
     physical_address_bits: u8,
     observer: Option<Arc<dyn Observer>>,
@@ -73,9 +74,8 @@ impl Partition {
         if config.vps == 0 || config.vtls == 0 {
             return Err(Error::Config("a partition needs a virtual processor and a VTL"));
         }
-        if tsc_frequency == 0 {
-            return Err(Error::Config("the time stamp counter stands still"));
-        }
+        let tsc_frequency =
+            NonZeroU64::new(tsc_frequency).ok_or(Error::Config("the time stamp counter stands still"))?;
         let privileges = cpuid::privileges(&config);
         let physical_address_bits = capabilities.physical_address_bits;
         let vps = (0..config.vps).map(|_| AtomicU16::new(0)).collect();
@@ -194,7 +194,7 @@ impl Partition {
     /// The partition reference time: units of 100 ns (TLFS 12.4).
     #[must_use]
     pub fn reference_time(&self, now: u64) -> u64 {
-        (u128::from(now) * REFERENCE_FREQUENCY / u128::from(self.tsc_frequency)) as u64
+        (u128::from(now) * REFERENCE_FREQUENCY / u128::from(self.tsc_frequency.get())) as u64
     }
 
     /// The protections of all VTLs.

@@ -27,7 +27,7 @@ const MTRR_DEFAULT: u32 = 0x2FF;
 /// Variable ranges, fixed ranges (bit 8) and write-combining (bit 10).
 const MTRR_CAPABILITIES_VALUE: u64 = VARIABLE_RANGES as u64 | 1 << 8 | 1 << 10;
 /// Fast strings; branch trace storage and precise events are unavailable.
-const MISC_ENABLE_VALUE: u64 = 1 | 1 << 11 | 1 << 12;
+pub(crate) const MISC_ENABLE_VALUE: u64 = 1 | 1 << 11 | 1 << 12;
 /// The bits of IA32_MISC_ENABLE that a guest may change: fast strings, thermal monitor, performance monitoring, SpeedStep,
 /// MONITOR, limit CPUID, xTPR and execute disable.
 const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | 1 << 7 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34;

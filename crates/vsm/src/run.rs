@@ -4,14 +4,14 @@ use engine::Vcpu;
 use tlfs::Vtl;
 use tlfs::message::Message;
 
-use crate::synic::{Delivered, INTERCEPT_SINT};
+use crate::synic::INTERCEPT_SINT;
 use crate::{Error, SwitchReason, Vp};
 
 /// What a VP does next.
 pub enum Entry<'a> {
     /// It runs this vCPU; its exit goes to [`Vp::exit`].
     Run(&'a mut dyn Vcpu),
-    /// It waits: it is halted and nothing is due, or it was not started yet.
+    /// It waits: it is halted and nothing is due, it is suspended, or it was not started yet.
     Idle,
 }
 
@@ -24,19 +24,33 @@ impl Vp {
         if !self.is_started() {
             return Ok(Entry::Idle);
         }
+        // The timers of VTLs that do not run go on.
+        for state in self.states_mut() {
+            state.take_task_priority();
+            state.apic.advance(now);
+        }
         if let Some((vtl, reason)) = self.due_above() {
             self.enter_vtl(vtl, reason, now);
         }
         let state = self.active_mut();
-        Ok(if state.halted { Entry::Idle } else { Entry::Run(state.vcpu.as_mut()) })
+        state.inject();
+        Ok(if state.halted || state.registers.suspended { Entry::Idle } else { Entry::Run(state.vcpu.as_mut()) })
     }
 
     /// The highest VTL above the active one that has something to do: a pending intercept, or an interrupt above its
     /// TPR, whatever RFLAGS.IF says (TLFS 15.12.2).
-    fn due_above(&self) -> Option<(Vtl, SwitchReason)> {
-        self.enabled_vtls().above(self.active_vtl()).iter().rev().find_map(|vtl| {
-            let state = self.state(vtl)?;
-            state.intercept_pending.then_some((vtl, SwitchReason::Intercept))
+    fn due_above(&mut self) -> Option<(Vtl, SwitchReason)> {
+        let above = self.enabled_vtls().above(self.active_vtl());
+        if above.is_empty() {
+            return None;
+        }
+        above.iter().rev().find_map(|vtl| {
+            let state = self.state_mut(vtl)?;
+            if state.intercept_pending {
+                Some((vtl, SwitchReason::Intercept))
+            } else {
+                state.has_interrupt().then_some((vtl, SwitchReason::Interrupt))
+            }
         })
     }
 
@@ -46,6 +60,9 @@ impl Vp {
         if let Some(state) = self.state_mut(to) {
             state.intercept_pending = true;
             state.halted = false;
+            // What an intercept tells of happens again when the VTL that it stopped runs again, so that one that still
+            // waits for its slot is not lost. Without this, messages would pile up for a VTL that does not take them.
+            state.synic.withdraw(INTERCEPT_SINT, message.header.message_type);
             let delivered = state.synic.post(INTERCEPT_SINT, message);
             self.interrupt(to, delivered);
         }
@@ -58,7 +75,4 @@ impl Vp {
             self.interrupt(vtl, delivered);
         }
     }
-
-    /// Requests the interrupts of SINTs that got a message.
-    fn interrupt(&mut self, _vtl: Vtl, _delivered: Delivered) {}
 }

@@ -68,6 +68,9 @@ impl Vp {
         let from = self.active_vtl();
         if let Some((new, old)) = self.two_states(to, from) {
             new.vcpu.adopt_shared(old.vcpu.as_ref());
+            if let Some(address) = new.registers.page_fault_address.take() {
+                new.vcpu.shared_mut().cr2 = address;
+            }
             self.set_active(to);
             self.partition.observe(self.index(), from, now, Observed::Switch { to, reason });
         }

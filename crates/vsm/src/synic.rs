@@ -90,6 +90,11 @@ impl Synic {
         self.deliver()
     }
 
+    /// Takes messages back that still wait for their slot.
+    pub(crate) fn withdraw(&mut self, sint: usize, message_type: MessageType) {
+        self.queue.retain(|queued| queued.sint != sint || queued.message.header.message_type != message_type);
+    }
+
     /// Moves waiting messages into slots that are empty (TLFS 11.1.1: when another message is queued, at an end of
     /// interrupt and at an end of message).
     pub(crate) fn deliver(&mut self) -> Delivered {

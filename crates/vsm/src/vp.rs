@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chipset::LocalApic;
 use engine::{Access, AddressSpace, CpuidLeaf, Vcpu};
 use tlfs::{Vtl, VtlSet};
 
@@ -10,7 +11,7 @@ use crate::overlay::PlacedPage;
 use crate::platform_msr::PlatformMsrs;
 use crate::registers::VtlRegisters;
 use crate::synic::Synic;
-use crate::{Error, Partition};
+use crate::{Error, Partition, interrupts};
 
 /// A virtual processor. It belongs to the thread that runs it.
 pub struct Vp {
@@ -25,6 +26,8 @@ pub struct Vp {
     /// The VP was started (TLFS 7.10.3).
     pub(crate) started: bool,
     cpuid: Arc<[CpuidLeaf]>,
+    /// A level-triggered interrupt with this vector ended, of which the I/O APIC has not heard yet.
+    pub(crate) ended: Option<u8>,
     /// Registers that all VTLs share and no vCPU keeps.
     pub(crate) platform: PlatformMsrs,
 }
@@ -35,6 +38,7 @@ pub(crate) struct VtlState {
     pub(crate) space: Arc<dyn AddressSpace>,
     pub(crate) assist: PlacedPage,
     pub(crate) synic: Synic,
+    pub(crate) apic: LocalApic,
     pub(crate) registers: VtlRegisters,
     /// The VTL was entered and has not returned yet; always set for VTL0.
     pub(crate) entered: bool,
@@ -42,6 +46,8 @@ pub(crate) struct VtlState {
     pub(crate) intercept_pending: bool,
     /// The VTL executed HLT and nothing has woken it yet.
     pub(crate) halted: bool,
+    /// The vCPU tells when it can take an interrupt.
+    pub(crate) window: bool,
 }
 
 impl Vp {
@@ -58,6 +64,7 @@ impl Vp {
             buffers: None,
             started: index == 0,
             cpuid: Arc::default(),
+            ended: None,
             platform: PlatformMsrs::default(),
         };
         vp.create_vtl(Vtl::ZERO)?.entered = true;
@@ -71,15 +78,19 @@ impl Vp {
         vcpu.set_cpuid(&self.cpuid);
         vcpu.set_tsc_offset(self.platform.tsc_offset());
         vcpu.set_mode_based_execute(self.mode_based_execute(vtl));
+        let mut apic = interrupts::local_apic(&self.partition, self.index, vtl);
+        apic.set_tsc_offset(self.platform.tsc_offset());
         let state = VtlState {
             vcpu,
             space: Arc::clone(space),
             assist: PlacedPage::new(&**space, Access::all())?,
             synic: Synic::new(&**space)?,
+            apic,
             registers: VtlRegisters::default(),
             entered: false,
             intercept_pending: false,
             halted: false,
+            window: false,
         };
         self.enabled.insert(vtl);
         self.partition.set_enabled_on(self.index, self.enabled);
@@ -149,6 +160,16 @@ impl Vp {
         Some((one.as_deref_mut()?, two.as_deref_mut()?))
     }
 
+    /// The states of all VTLs that are enabled.
+    pub(crate) fn states(&self) -> impl Iterator<Item = &VtlState> {
+        self.vtls.iter().filter_map(Option::as_deref)
+    }
+
+    /// As [`Self::states`], to be changed.
+    pub(crate) fn states_mut(&mut self) -> impl Iterator<Item = &mut VtlState> {
+        self.vtls.iter_mut().filter_map(Option::as_deref_mut)
+    }
+
     pub(crate) fn active(&self) -> &VtlState {
         self.state(self.active).expect("the active VTL is enabled")
     }
@@ -168,6 +189,7 @@ impl Vp {
         let offset = self.platform.tsc_offset();
         for state in self.vtls.iter_mut().flatten() {
             state.vcpu.set_tsc_offset(offset);
+            state.apic.set_tsc_offset(offset);
         }
     }
 

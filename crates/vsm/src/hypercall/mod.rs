@@ -1,10 +1,12 @@
 //! Hypercalls (TLFS 3): how handlers are written. One parser serves all calling conventions; a handler sees typed
 //! input that was copied out of the guest and typed output that is copied back for it.
 
+mod convention;
 mod definition;
 mod parser;
-mod convention;
 mod start;
+#[cfg(test)]
+mod tests;
 mod vtl;
 
 use engine::{EngineError, InstructionBytes, MemoryFault, PAGE_SHIFT};
@@ -13,17 +15,15 @@ use tlfs::vsm::VtlReturnInput;
 use tlfs::{CallCode, HvStatus, HypercallInput, HypercallResult, PartitionId, VpIndex, Vtl};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use self::convention::Convention;
 use self::definition::Definition;
 pub(crate) use self::parser::Buffers;
 use self::parser::Outcome;
-use self::convention::Convention;
 use crate::code_page::Switch;
 use crate::exit::Disposition;
 use crate::switch::INVALID_OPCODE;
 use crate::vp::VtlState;
-use crate::{
-    Error, Observed, Partition, SwitchReason, Vp, page_tables, protections, registers, translate,
-};
+use crate::{Error, Observed, Partition, SwitchReason, Vp, page_tables, protections, registers, translate};
 
 /// A hypercall that is being executed.
 pub(crate) struct Call<'a> {

@@ -7,8 +7,8 @@ use engine::{AccessKind, AddressSpace, MemoryError, PAGE_SIZE};
 use tlfs::{HvStatus, HypercallInput, HypercallResult};
 use zerocopy::FromBytes;
 
-use super::definition::{Definition, Kind};
 use super::convention::{Block, Convention};
+use super::definition::{Definition, Kind};
 use super::{Call, Stop};
 use crate::Vp;
 

@@ -1,0 +1,212 @@
+//! The local APICs of a VP: one in every VTL (TLFS 15.12.1).
+
+use std::num::NonZeroU64;
+
+use chipset::LocalApic;
+use chipset::local_apic::{Config, Effect, GeneralProtection, Interrupt, Ipi, TimerClock};
+use engine::{Completion, Event, Exit, PAGE_SIZE, Vcpu};
+use tlfs::msr;
+
+use crate::msr::MsrError;
+use crate::synic::{Delivered, Synic};
+use crate::vp::VtlState;
+use crate::{Partition, Vp, Vtl};
+
+/// Ticks of the local APIC's timer in a second, before it is divided (HV_X64_MSR_APIC_FREQUENCY, TLFS 12.6).
+pub(crate) const APIC_FREQUENCY: NonZeroU64 = NonZeroU64::new(200_000_000).expect("not zero");
+
+impl From<GeneralProtection> for MsrError {
+    fn from(_: GeneralProtection) -> Self {
+        Self::Fault
+    }
+}
+
+/// The local APIC of a VP after reset. Above VTL0 it is software-enabled from the start: guests rely on it.
+pub(crate) fn local_apic(partition: &Partition, vp: u32, vtl: Vtl) -> LocalApic {
+    let mut apic = LocalApic::new(Config {
+        id: vp,
+        bootstrap: vp == 0,
+        x2apic: partition.config.x2apic,
+        tsc_deadline: partition.config.tsc_deadline,
+        physical_address_bits: partition.physical_address_bits(),
+        clock: TimerClock { tsc_frequency: partition.tsc_frequency, timer_frequency: APIC_FREQUENCY },
+    });
+    if vtl > Vtl::ZERO {
+        apic.software_enable();
+    }
+    apic
+}
+
+/// Whether a register belongs to the local APIC: its own, or one of the synthetic ones (TLFS 10.3).
+pub(crate) fn owns_msr(index: u32) -> bool {
+    LocalApic::owns_msr(index) || matches!(index, msr::EOI | msr::ICR | msr::TPR)
+}
+
+impl VtlState {
+    /// Reads a register that [`owns_msr`] knows.
+    pub(crate) fn read_apic_msr(&self, index: u32, now: u64) -> Result<u64, MsrError> {
+        match index {
+            msr::EOI => Err(MsrError::Fault),
+            msr::ICR => Ok(self.apic.icr()),
+            msr::TPR => Ok(self.apic.task_priority().into()),
+            // Reading brings the timer up to date, which can wait until the VP is entered.
+            _ => Ok(self.apic.clone().read_msr(index, now)?),
+        }
+    }
+
+    /// Writes such a register.
+    fn write_apic_msr(&mut self, index: u32, value: u64, now: u64) -> Result<Option<Effect>, MsrError> {
+        let effect = match index {
+            // TLFS 10.3.1: only the low 32 bits of EOI count; 10.3.3: bits 7:0 of TPR.
+            msr::EOI => self.apic.end_of_interrupt(),
+            msr::ICR => self.apic.write_icr(value).map(Effect::Ipi),
+            msr::TPR if value > 0xFF => return Err(MsrError::Fault),
+            msr::TPR => {
+                self.apic.set_task_priority(value as u8);
+                None
+            }
+            _ => self.apic.write_msr(index, value, now)?,
+        };
+        self.show_task_priority();
+        Ok(effect)
+    }
+
+    /// CR8 and the task priority register are one: after a change of the register.
+    fn show_task_priority(&mut self) {
+        let priority = self.apic.cr8().into();
+        if self.vcpu.system().cr8 != priority {
+            self.vcpu.system_mut().cr8 = priority;
+        }
+    }
+
+    /// The same after a change of CR8.
+    pub(crate) fn take_task_priority(&mut self) {
+        let priority = self.vcpu.system().cr8 as u8 & 0xF;
+        if self.apic.cr8() != priority {
+            self.apic.set_cr8(priority);
+        }
+    }
+
+    /// Whether there is an interrupt above the VTL's priority, whatever RFLAGS.IF says (TLFS 15.12.2.1).
+    pub(crate) fn has_interrupt(&mut self) -> bool {
+        self.apic.signals().nmi || self.apic.pending_interrupt().is_some()
+    }
+
+    /// Gives the vCPU the interrupt that is due, if it can take it now, or asks to be told when it can.
+    pub(crate) fn inject(&mut self) {
+        let vcpu = self.vcpu.as_mut();
+        // A higher VTL may have queued an event while this one was halted.
+        self.halted = self.halted && vcpu.pending_event().is_none();
+        let mut waiting = false;
+        if self.apic.signals().nmi {
+            if vcpu.pending_event().is_none() {
+                self.apic.signals().nmi = false;
+                vcpu.inject(Event::Nmi);
+                self.halted = false;
+            } else {
+                waiting = true;
+            }
+        }
+        if let Some(vector) = self.apic.pending_interrupt() {
+            if vcpu.interruptible() {
+                accept(&mut self.apic, &self.synic, vector);
+                vcpu.inject(Event::Interrupt { vector });
+                self.halted = false;
+                waiting |= self.apic.pending_interrupt().is_some();
+            } else {
+                waiting = true;
+            }
+        }
+        if self.window != waiting {
+            self.window = waiting;
+            vcpu.request_interrupt_window(waiting);
+        }
+    }
+}
+
+/// Acknowledges an interrupt. One of a SINT with auto-EOI ends at once (TLFS 11.8.5).
+fn accept(apic: &mut LocalApic, synic: &Synic, vector: u8) {
+    if synic.is_auto_eoi(vector) {
+        apic.accept_auto_eoi(vector);
+    } else {
+        apic.accept(vector);
+    }
+}
+
+impl Vp {
+    /// Writes a register of a VTL's local APIC that [`owns_msr`] knows.
+    pub(crate) fn write_apic_msr(&mut self, vtl: Vtl, index: u32, value: u64, now: u64) -> Result<(), MsrError> {
+        let state = self.state_mut(vtl).ok_or(MsrError::Fault)?;
+        let effect = state.write_apic_msr(index, value, now)?;
+        if matches!(index, msr::EOI | X2APIC_EOI) {
+            self.deliver_messages(vtl);
+        }
+        self.act_on(vtl, effect);
+        Ok(())
+    }
+
+    /// Handles memory-mapped I/O that is the active VTL's local APIC's; says whether it was.
+    pub(crate) fn apic_page(&mut self, exit: Exit, now: u64) -> bool {
+        let (Exit::MmioRead { gpa, .. } | Exit::MmioWrite { gpa, .. }) = exit else { return false };
+        let vtl = self.active_vtl();
+        let state = self.active_mut();
+        let offset = gpa % PAGE_SIZE;
+        if state.apic.page() != Some(gpa - offset) {
+            return false;
+        }
+        match exit {
+            Exit::MmioWrite { size, value, .. } => {
+                let bytes = value.to_le_bytes();
+                let data = bytes.get(..size.into()).unwrap_or(&bytes);
+                let effect = state.apic.write_page(offset, data, now);
+                state.show_task_priority();
+                if offset == EOI_OFFSET {
+                    self.deliver_messages(vtl);
+                }
+                self.act_on(vtl, effect);
+            }
+            _ => {
+                let mut bytes = [0; 8];
+                state.apic.read_page(offset, &mut bytes, now);
+                state.vcpu.complete(Completion::Value(u64::from_le_bytes(bytes)));
+            }
+        }
+        true
+    }
+
+    /// What a write of the local APIC does elsewhere.
+    fn act_on(&mut self, vtl: Vtl, effect: Option<Effect>) {
+        match effect {
+            Some(Effect::EndOfInterrupt { vector }) => self.ended = Some(vector),
+            Some(Effect::Ipi(ipi)) => self.send(vtl, ipi),
+            None => {}
+        }
+    }
+
+    /// Sends an IPI. IPIs of a VTL stay in that VTL.
+    fn send(&mut self, vtl: Vtl, ipi: Ipi) {
+        if let Some(state) = self.state_mut(vtl)
+            && state.apic.is_target(&ipi, true)
+        {
+            state.apic.deliver(ipi.interrupt);
+        }
+    }
+
+    /// Requests the interrupts of SINTs that got a message. If the APIC is disabled they are lost (TLFS 11.1.1).
+    pub(crate) fn interrupt(&mut self, vtl: Vtl, delivered: Delivered) {
+        if let Some(VtlState { synic, apic, .. }) = self.state_mut(vtl) {
+            synic.vectors(delivered).for_each(|vector| apic.deliver(Interrupt::fixed(vector)));
+        }
+    }
+
+    /// When the VP must be entered again at the latest because a timer expires, in ticks of the clock; in the past if
+    /// one is due.
+    #[must_use]
+    pub fn next_deadline(&self, now: u64) -> Option<u64> {
+        self.states().filter_map(|state| state.apic.next_deadline(now)).min()
+    }
+}
+
+/// The end-of-interrupt register in memory, and as an MSR.
+const EOI_OFFSET: u64 = 0xB0;
+const X2APIC_EOI: u32 = 0x80B;
