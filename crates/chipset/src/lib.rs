@@ -3,5 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod local_apic;
+pub mod time;
 
 pub use local_apic::LocalApic;
+pub use time::Rate;

@@ -2,8 +2,8 @@
 
 use std::num::NonZeroU64;
 
-use chipset::LocalApic;
-use chipset::local_apic::{Config, Effect, GeneralProtection, Interrupt, Ipi, TimerClock};
+use chipset::local_apic::{Config, Effect, GeneralProtection, Interrupt, Ipi};
+use chipset::{LocalApic, Rate};
 use engine::{Completion, Event, Exit, PAGE_SIZE, Vcpu};
 use tlfs::msr;
 
@@ -29,7 +29,7 @@ pub(crate) fn local_apic(partition: &Partition, vp: u32, vtl: Vtl) -> LocalApic 
         x2apic: partition.config.x2apic,
         tsc_deadline: partition.config.tsc_deadline,
         physical_address_bits: partition.physical_address_bits(),
-        clock: TimerClock { tsc_frequency: partition.tsc_frequency, timer_frequency: APIC_FREQUENCY },
+        clock: Rate { tsc_frequency: partition.tsc_frequency, frequency: APIC_FREQUENCY },
     });
     if vtl > Vtl::ZERO {
         apic.software_enable();
@@ -49,8 +49,7 @@ impl VtlState {
             msr::EOI => Err(MsrError::Fault),
             msr::ICR => Ok(self.apic.icr()),
             msr::TPR => Ok(self.apic.task_priority().into()),
-            // Reading brings the timer up to date, which can wait until the VP is entered.
-            _ => Ok(self.apic.clone().read_msr(index, now)?),
+            _ => Ok(self.apic.read_msr(index, now)?),
         }
     }
 

@@ -13,11 +13,13 @@ mod vectors;
 mod tests;
 
 pub use message::{Address, DeliveryMode, Destination, Interrupt, Ipi, IpiTarget};
-pub use timer::{TimerClock, TimerState};
+pub use timer::TimerState;
 pub use vectors::VectorSet;
 
 use registers::{Lvt, lvt};
 use timer::TimerMode;
+
+use crate::time::Rate;
 
 /// The vectors below this one belong to exceptions; the APIC does not deliver them (SDM Vol. 3A 12.5.2).
 const LOWEST_VECTOR: u8 = 16;
@@ -44,8 +46,8 @@ pub struct Config {
     pub tsc_deadline: bool,
     /// The number of physical address bits that CPUID gives.
     pub physical_address_bits: u8,
-    /// How fast time passes.
-    pub clock: TimerClock,
+    /// The timer's input, before it is divided.
+    pub clock: Rate,
 }
 
 /// How software reaches the registers (SDM Vol. 3A, table 12-5).

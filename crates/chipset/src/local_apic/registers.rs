@@ -155,11 +155,10 @@ impl LocalApic {
     ///
     /// # Errors
     /// When there is no such register, or it can only be written.
-    pub fn read_msr(&mut self, index: u32, now: u64) -> Result<u64, GeneralProtection> {
-        self.advance(now);
+    pub fn read_msr(&self, index: u32, now: u64) -> Result<u64, GeneralProtection> {
         match index {
             MSR_APIC_BASE => Ok(self.base()),
-            MSR_TSC_DEADLINE if self.config.tsc_deadline => Ok(self.state.timer.tsc_deadline),
+            MSR_TSC_DEADLINE if self.config.tsc_deadline => Ok(self.state.timer.armed_deadline(now)),
             MSR_X2APIC..=MSR_X2APIC_END if self.mode() == Mode::X2Apic => match (index & 0xFF) as u8 {
                 register::ICR_LOW => Ok(self.state.icr),
                 // Those that the x2APIC does not have (SDM Vol. 3A, table 12-6).

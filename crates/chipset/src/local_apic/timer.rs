@@ -1,15 +1,6 @@
 //! The local APIC's timer (SDM Vol. 3A 12.5.4).
 
-use std::num::NonZeroU64;
-
-/// How fast time passes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TimerClock {
-    /// Ticks of the clock that callers pass as the time, in a second.
-    pub tsc_frequency: NonZeroU64,
-    /// Ticks of the timer's input in a second, before it is divided.
-    pub timer_frequency: NonZeroU64,
-}
+use crate::time::Rate;
 
 /// When the timer interrupts (SDM Vol. 3A, table 12-2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,23 +37,17 @@ impl TimerState {
     }
 
     /// How often the count went down by one since it began. A clock that runs backwards stands still.
-    fn elapsed(&self, clock: &TimerClock, now: u64) -> u128 {
-        let ticks = u128::from(now.saturating_sub(self.start));
-        let frequency = u128::from(clock.tsc_frequency.get()) * self.divisor();
-        ticks.saturating_mul(u128::from(clock.timer_frequency.get())) / frequency
+    fn elapsed(&self, clock: &Rate, now: u64) -> u128 {
+        clock.ticks(now.saturating_sub(self.start)) / self.divisor()
     }
 
-    /// The first time at which the count has gone down `count` times.
-    fn time_of(&self, clock: &TimerClock, count: u128) -> Option<u64> {
-        let ticks = count
-            .checked_mul(self.divisor())?
-            .checked_mul(u128::from(clock.tsc_frequency.get()))?
-            .div_ceil(u128::from(clock.timer_frequency.get()));
-        self.start.checked_add(u64::try_from(ticks).ok()?)
+    /// How long the count takes to go down `count` times, in ticks of the caller's clock.
+    fn duration(&self, clock: &Rate, count: u128) -> Option<u64> {
+        clock.tsc(count.checked_mul(self.divisor())?)
     }
 
     /// The current count register.
-    pub(super) fn current_count(&self, mode: TimerMode, clock: &TimerClock, now: u64) -> u32 {
+    pub(super) fn current_count(&self, mode: TimerMode, clock: &Rate, now: u64) -> u32 {
         if !self.counting {
             return 0;
         }
@@ -86,7 +71,7 @@ impl TimerState {
     }
 
     /// Changes the divide configuration. The count goes on from where it is, without what was gathered for its next step.
-    pub(super) fn set_divide_configuration(&mut self, value: u32, mode: TimerMode, clock: &TimerClock, now: u64) {
+    pub(super) fn set_divide_configuration(&mut self, value: u32, mode: TimerMode, clock: &Rate, now: u64) {
         let value = value & 0b1011;
         if value == self.divide_configuration {
             return;
@@ -96,20 +81,21 @@ impl TimerState {
         if left != 0 {
             // The steps that are done lie before the new start, as if they had been made at the new rate.
             let done = u128::from(self.initial_count - left);
-            let origin = Self { start: 0, ..*self };
-            let ticks = origin.time_of(clock, done).unwrap_or(u64::MAX);
-            (self.start, self.periods) = (now.saturating_sub(ticks), 0);
+            let passed = self.duration(clock, done).unwrap_or(u64::MAX);
+            (self.start, self.periods) = (now.saturating_sub(passed), 0);
         }
     }
 
+    /// IA32_TSC_DEADLINE, which is zero once the guest's TSC has reached it.
+    pub(super) fn armed_deadline(&self, now: u64) -> u64 {
+        if now.wrapping_add(self.tsc_offset) < self.tsc_deadline { self.tsc_deadline } else { 0 }
+    }
+
     /// Whether the timer has expired since it was last asked. Several expirations are told as one.
-    pub(super) fn expire(&mut self, mode: TimerMode, clock: &TimerClock, now: u64) -> bool {
+    pub(super) fn expire(&mut self, mode: TimerMode, clock: &Rate, now: u64) -> bool {
         if mode == TimerMode::TscDeadline {
-            let expired = self.tsc_deadline != 0 && now.wrapping_add(self.tsc_offset) >= self.tsc_deadline;
-            if expired {
-                self.tsc_deadline = 0;
-            }
-            return expired;
+            let armed = self.armed_deadline(now);
+            return std::mem::replace(&mut self.tsc_deadline, armed) != armed;
         }
         if !self.counting {
             return false;
@@ -125,7 +111,7 @@ impl TimerState {
     }
 
     /// When the timer expires next; not after `now` if it is due.
-    pub(super) fn deadline(&self, mode: TimerMode, clock: &TimerClock, now: u64) -> Option<u64> {
+    pub(super) fn deadline(&self, mode: TimerMode, clock: &Rate, now: u64) -> Option<u64> {
         if mode == TimerMode::TscDeadline {
             let left = self.tsc_deadline.saturating_sub(now.wrapping_add(self.tsc_offset));
             return if self.tsc_deadline == 0 { None } else { now.checked_add(left) };
@@ -134,6 +120,6 @@ impl TimerState {
             return None;
         }
         let count = (u128::from(self.periods) + 1).checked_mul(u128::from(self.initial_count))?;
-        self.time_of(clock, count)
+        self.start.checked_add(self.duration(clock, count)?)
     }
 }

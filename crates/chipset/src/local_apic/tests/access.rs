@@ -82,7 +82,7 @@ fn x2apic_registers_fault_as_table_12_6_says() {
 fn ids_have_the_width_of_the_mode() {
     let mut narrow = xapic(0x1_23);
     assert_eq!(read(&mut narrow, ID, 0), 0x23 << 24);
-    let mut wide = x2apic(0x123);
+    let wide = x2apic(0x123);
     assert_eq!(wide.read_msr(msr(ID), 0), Ok(0x123));
     assert_eq!(wide.read_msr(msr(LDR), 0), Ok(0x12_0008));
 }

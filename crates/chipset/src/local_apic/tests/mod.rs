@@ -41,9 +41,9 @@ const LEVEL: u32 = 1 << 15;
 
 /// Ten TSC ticks to one of the timer's input.
 fn config(id: u32) -> Config {
-    let clock = TimerClock {
+    let clock = Rate {
         tsc_frequency: NonZeroU64::new(2_000_000_000).unwrap(),
-        timer_frequency: NonZeroU64::new(200_000_000).unwrap(),
+        frequency: NonZeroU64::new(200_000_000).unwrap(),
     };
     Config { id, bootstrap: id == 0, x2apic: true, tsc_deadline: true, physical_address_bits: 46, clock }
 }

@@ -101,9 +101,9 @@ proptest! {
         periodic: bool, code in 0..16_u32, count in 1..=u32::MAX, start in 0..1_u64 << 60,
         tsc_frequency in 1..=10_000_000_000_u64, timer_frequency in 1..=10_000_000_000_u64,
     ) {
-        let clock = TimerClock {
+        let clock = Rate {
             tsc_frequency: NonZeroU64::new(tsc_frequency).unwrap(),
-            timer_frequency: NonZeroU64::new(timer_frequency).unwrap(),
+            frequency: NonZeroU64::new(timer_frequency).unwrap(),
         };
         let mut apic = LocalApic::new(Config { clock, ..config(0) });
         apic.software_enable();
