@@ -159,8 +159,7 @@ pub(crate) unsafe fn update128(target: *mut u8, mut change: impl FnMut(u128) -> 
         loop {
             let new = change(old);
             // SAFETY: valid and aligned by the caller's word; the host has the instruction.
-            let seen =
-                unsafe { std::arch::x86_64::cmpxchg16b(target.cast(), old, new, Ordering::SeqCst, Ordering::SeqCst) };
+            let seen = unsafe { compare_exchange128(target, old, new) };
             if seen == old {
                 return old;
             }
@@ -182,6 +181,8 @@ pub(crate) unsafe fn update128(target: *mut u8, mut change: impl FnMut(u128) -> 
 /// The bytes are valid for reads and writes, and aligned to their size; the host has CMPXCHG16B.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "cmpxchg16b")]
+// Inlined into a function without the feature, it would become a call of a library that may not be there.
+#[inline(never)]
 unsafe fn compare_exchange128(target: *mut u8, old: u128, new: u128) -> u128 {
     // SAFETY: valid and aligned by the caller's word.
     unsafe { std::arch::x86_64::cmpxchg16b(target.cast(), old, new, Ordering::SeqCst, Ordering::SeqCst) }
