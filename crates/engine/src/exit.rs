@@ -61,8 +61,8 @@ pub enum Exit {
     /// MOV to CR8. The new priority is in [`SystemRegisters::cr8`](crate::registers::SystemRegisters::cr8) and the
     /// instruction has finished.
     TaskPriority,
-    /// The effective access of a page forbade an access. The instruction, or the delivery of the pending event, starts
-    /// again at the next run.
+    /// The effective access of a page forbade an access, or an instruction was fetched where there is neither RAM nor an
+    /// overlay. The instruction, or the delivery of the pending event, starts again at the next run.
     MemoryFault(MemoryFault),
     /// HLT has finished: RIP is behind it.
     Halt,

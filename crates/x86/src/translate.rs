@@ -1,7 +1,5 @@
 //! From linear addresses to host pages: page walks, second-level rights, and what happens where there is no memory.
 
-use std::ptr::NonNull;
-use std::sync::atomic::AtomicU32;
 
 use engine::{Access, AccessKind, Exit, InstructionBytes, MemoryFault};
 use paging::{ControlRegisters, EntryMemory, PageFault, Paging, Translation, WalkError};
@@ -85,16 +83,6 @@ impl EntryMemory for Tables<'_> {
         unsafe { page.written() };
         Ok(seen == old)
     }
-}
-
-/// What an instruction fetch finds where there is no memory: ones, as on a bus that nobody drives. FF FF is #UD.
-fn void_page() -> HostPage {
-    #[repr(align(4096))]
-    struct Page([u8; 4096]);
-    static PAGE: Page = Page([0xFF; 4096]);
-    static CODE: AtomicU32 = AtomicU32::new(0);
-    // Never written to: it is given out for fetches only.
-    HostPage { host: NonNull::from(&PAGE.0).cast(), access: Access::EXECUTE, code: NonNull::from(&CODE) }
 }
 
 impl Cpu {
@@ -320,6 +308,10 @@ impl Cpu {
         }
         let view = if user { View::User } else { View::Supervisor };
         let target = self.translate(linear, AccessKind::Execute, view)?;
-        Ok((target.gpa & !OFFSET, target.page.unwrap_or_else(void_page)))
+        match target.page {
+            Some(page) => Ok((target.gpa & !OFFSET, page)),
+            // Nothing can be executed where there is no memory. Whoever drives the processor decides what that means.
+            None => self.deny(Some(linear), Denied { gpa: target.gpa, kind: AccessKind::Execute }, false),
+        }
     }
 }
