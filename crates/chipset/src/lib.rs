@@ -3,7 +3,9 @@
 #![warn(missing_docs)]
 
 pub mod local_apic;
+pub mod pic;
 pub mod time;
 
 pub use local_apic::LocalApic;
+pub use pic::Pic;
 pub use time::Rate;
