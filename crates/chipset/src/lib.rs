@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod io_apic;
 pub mod local_apic;
 pub mod pic;
 pub mod time;
 
+pub use io_apic::IoApic;
 pub use local_apic::LocalApic;
 pub use pic::Pic;
 pub use time::Rate;

@@ -91,6 +91,44 @@ impl Address {
     }
 }
 
+/// An interrupt that a device sends, to be routed as an [`Ipi`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Message {
+    /// Who gets it.
+    pub destination: Destination,
+    /// What they get.
+    pub interrupt: Interrupt,
+}
+
+impl Message {
+    /// The interrupt that a device's write of `data` to `address` stands for (SDM Vol. 3A 12.11). There is none if the
+    /// address is another one, for a delivery mode that is reserved, and for the end of a level.
+    #[must_use]
+    pub const fn from_msi(address: u64, data: u32) -> Option<Self> {
+        /// The address without the fields in it: 0xFEEx_xxxx.
+        const ADDRESS: u64 = 0xFEE0_0000;
+        const LOGICAL: u64 = 1 << 2;
+        const REDIRECTION_HINT: u64 = 1 << 3;
+        const ASSERT: u32 = 1 << 14;
+        const LEVEL: u32 = 1 << 15;
+
+        let level = data & LEVEL != 0;
+        let Some(mode) = DeliveryMode::from_bits(data >> 8) else { return None };
+        if address & !0xF_FFFF != ADDRESS || level && data & ASSERT == 0 {
+            return None;
+        }
+        let mode = match mode {
+            // The hint asks for the one destination that has the lowest priority.
+            DeliveryMode::Fixed if address & REDIRECTION_HINT != 0 => DeliveryMode::LowestPriority,
+            mode => mode,
+        };
+        let narrow = Address::Narrow((address >> 12) as u8);
+        let destination =
+            if address & LOGICAL != 0 { Destination::Logical(narrow) } else { Destination::Physical(narrow) };
+        Some(Self { destination, interrupt: Interrupt { mode, vector: data as u8, level } })
+    }
+}
+
 /// Who gets an IPI (SDM Vol. 3A 12.6.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum IpiTarget {

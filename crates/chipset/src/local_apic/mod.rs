@@ -12,7 +12,7 @@ mod vectors;
 #[cfg(test)]
 mod tests;
 
-pub use message::{Address, DeliveryMode, Destination, Interrupt, Ipi, IpiTarget};
+pub use message::{Address, DeliveryMode, Destination, Interrupt, Ipi, IpiTarget, Message};
 pub use timer::TimerState;
 pub use vectors::VectorSet;
 

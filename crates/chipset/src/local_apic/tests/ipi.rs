@@ -108,3 +108,25 @@ fn x2apic_clusters() {
     }
     assert!(x2apic(5).matches(Destination::Logical(Address::Narrow(0x20))));
 }
+
+#[test]
+fn message_signaled_interrupts() {
+    let message =
+        |destination, mode, vector, level| Some(Message { destination, interrupt: Interrupt { mode, vector, level } });
+    let (physical, logical) =
+        (Destination::Physical(Address::Narrow(0x12)), Destination::Logical(Address::Narrow(0x12)));
+    for (address, data, expected) in [
+        (0xFEE1_2000, 0x0041, message(physical, DeliveryMode::Fixed, 0x41, false)),
+        (0xFEE1_2004, 0x0041, message(logical, DeliveryMode::Fixed, 0x41, false)),
+        (0xFEE1_200C, 0x0041, message(logical, DeliveryMode::LowestPriority, 0x41, false)),
+        (0xFEE1_2004, 0x4141, message(logical, DeliveryMode::LowestPriority, 0x41, false)),
+        (0xFEE1_2000, 0xC041, message(physical, DeliveryMode::Fixed, 0x41, true)),
+        (0xFEE1_2000, 0x8041, None),
+        (0xFEE1_2000, 0x0400, message(physical, DeliveryMode::Nmi, 0, false)),
+        (0xFEE1_2000, 0x0341, None),
+        (0xFED1_2000, 0x0041, None),
+        (0x1_FEE1_2000, 0x0041, None),
+    ] {
+        assert_eq!(Message::from_msi(address, data), expected, "{address:#x} {data:#x}");
+    }
+}
