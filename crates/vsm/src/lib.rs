@@ -8,8 +8,6 @@ mod config;
 mod cpuid;
 mod error;
 mod exit;
-#[cfg(test)]
-mod fixture;
 mod hypercall;
 mod initial_context;
 mod intercept;

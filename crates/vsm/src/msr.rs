@@ -1,5 +1,8 @@
 //! Synthetic model-specific registers (TLFS appendix C), per VTL or shared as TLFS 15.11 says.
 
+#[cfg(test)]
+mod tests;
+
 use engine::{EngineError, PAGE_SHIFT};
 use tlfs::Vtl;
 use tlfs::cpuid::PartitionPrivileges;

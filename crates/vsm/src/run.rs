@@ -1,10 +1,12 @@
 //! Which VTL runs, and with which interrupts (TLFS 15.12).
 
+#[cfg(test)]
+mod tests;
+
 use engine::Vcpu;
 use tlfs::Vtl;
 use tlfs::message::Message;
 
-use crate::synic::INTERCEPT_SINT;
 use crate::{Error, SwitchReason, Vp};
 
 /// What a VP does next.
@@ -60,10 +62,7 @@ impl Vp {
         if let Some(state) = self.state_mut(to) {
             state.intercept_pending = true;
             state.halted = false;
-            // What an intercept tells of happens again when the VTL that it stopped runs again, so that one that still
-            // waits for its slot is not lost. Without this, messages would pile up for a VTL that does not take them.
-            state.synic.withdraw(INTERCEPT_SINT, message.header.message_type);
-            let delivered = state.synic.post(INTERCEPT_SINT, message);
+            let delivered = state.synic.post_intercept(message);
             self.interrupt(to, delivered);
         }
     }

@@ -1,5 +1,8 @@
 //! VTL switches (TLFS 15.6, 15.7): calls, returns, and entries for interrupts and intercepts.
 
+#[cfg(test)]
+mod tests;
+
 use engine::Event;
 use tlfs::Vtl;
 use tlfs::assist_page::VtlEntryReason;

@@ -12,6 +12,8 @@ use crate::overlay::PlacedPage;
 
 /// The SINT that intercept messages arrive at (TLFS 11.9).
 pub(crate) const INTERCEPT_SINT: usize = 0;
+/// Most intercept messages that wait for their slot.
+const INTERCEPTS: usize = 16;
 /// Offset in a slot of what follows the type.
 const AFTER_TYPE: usize = size_of::<MessageType>();
 /// MessagePending, in the word at that offset.
@@ -90,9 +92,19 @@ impl Synic {
         self.deliver()
     }
 
-    /// Takes messages back that still wait for their slot.
-    pub(crate) fn withdraw(&mut self, sint: usize, message_type: MessageType) {
-        self.queue.retain(|queued| queued.sint != sint || queued.message.header.message_type != message_type);
+    /// Sends an intercept message. An access that was tried again while its message still waits is not told of twice,
+    /// and messages for a VTL that never takes any do not pile up: beyond a limit the newest makes way, which is not
+    /// lost, because what it tells of happens again when the intercepted VTL runs.
+    pub(crate) fn post_intercept(&mut self, message: Box<Message>) -> Delivered {
+        let waiting = self.queue.iter().filter(|queued| queued.sint == INTERCEPT_SINT).count();
+        let newest = self.queue.iter_mut().rfind(|queued| queued.sint == INTERCEPT_SINT);
+        match newest {
+            Some(newest) if waiting >= INTERCEPTS || newest.message == message => {
+                newest.message = message;
+                self.deliver()
+            }
+            _ => self.post(INTERCEPT_SINT, message),
+        }
     }
 
     /// Moves waiting messages into slots that are empty (TLFS 11.1.1: when another message is queued, at an end of

@@ -116,6 +116,28 @@ impl Guest {
         guest
     }
 
+    /// As [`Self::with_vtls`], in the highest of them.
+    pub(crate) fn in_vtl(highest: u8) -> Self {
+        let mut guest = Self::with_vtls(highest);
+        guest.call_up(highest);
+        guest.observations();
+        guest
+    }
+
+    /// Makes VTL calls from VTL0 until the VP is in `level`.
+    pub(crate) fn call_up(&mut self, level: u8) {
+        while self.active(0) < level {
+            self.vtl_call(0);
+        }
+    }
+
+    /// Makes VTL returns until the VP is in `level`.
+    pub(crate) fn return_down(&mut self, level: u8) {
+        while self.active(0) > level {
+            self.vtl_return(0, true);
+        }
+    }
+
     /// What the observer saw since the last time.
     pub(crate) fn observations(&self) -> Vec<Observation> {
         std::mem::take(&mut self.log.0.lock().unwrap_or_else(PoisonError::into_inner))
@@ -215,6 +237,18 @@ impl Guest {
         self.hypercall(vp, HypercallInput::simple(code), input.as_bytes()).status()
     }
 
+    /// Makes a rep hypercall on VP 0: its status and how many reps it completed.
+    pub(crate) fn rep<E: IntoBytes + Immutable>(
+        &mut self,
+        code: CallCode,
+        header: &(impl IntoBytes + Immutable),
+        elements: &[E],
+    ) -> (HvStatus, u16) {
+        let input = [header.as_bytes(), elements.as_bytes()].concat();
+        let result = self.hypercall(0, HypercallInput::rep(code, elements.len() as u16), &input);
+        (result.status(), result.reps_completed())
+    }
+
     /// The output of the last hypercall.
     pub(crate) fn output<T: FromBytes + IntoBytes>(&self, vp: usize) -> T {
         let mut output = T::new_zeroed();
@@ -227,7 +261,7 @@ impl Guest {
         let input = EnablePartitionVtl {
             target_partition_id: PartitionId::SELF,
             target_vtl: level,
-            flags: EnablePartitionVtlFlags::new().with_enable_mbec(true),
+            flags: EnablePartitionVtlFlags::new().with_enable_mbec(self.partition.offers_mode_based_execute()),
             reserved0: 0,
             reserved1: 0,
         };
