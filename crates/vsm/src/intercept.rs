@@ -116,3 +116,6 @@ fn header(vcpu: &dyn Vcpu, from: Vtl, vp: u32, kind: AccessKind, instruction_len
         rflags: general.rflags,
     }
 }
+
+#[cfg(test)]
+mod tests;

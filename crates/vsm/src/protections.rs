@@ -50,6 +50,24 @@ impl Protections {
         self.ram.iter().try_for_each(|pages| self.grants.apply(vtl, pages, space))
     }
 
+    /// Changes what `setter` grants to `targets`, and what their address spaces enforce.
+    fn protect(
+        &mut self,
+        partition: &Partition,
+        setter: Vtl,
+        targets: VtlSet,
+        pages: Range<u64>,
+        mask: Access,
+    ) -> Result<(), EngineError> {
+        for target in targets.iter() {
+            let changed = self.grants.grant(setter, target, pages.clone(), mask);
+            if let Some(space) = partition.space(target).filter(|_| changed) {
+                self.grants.apply(target, pages.clone(), &**space)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The form in which a mask of `setter`'s is kept.
     ///
     /// # Errors
@@ -114,6 +132,18 @@ impl Partition {
     /// The VTL that is told of an access by `target` that is forbidden (TLFS 15.13.2).
     pub(crate) fn denier(&self, target: Vtl, gpa: u64, attempt: Attempt, among: VtlSet) -> Option<Vtl> {
         self.protections().grants.denier(target, gpa >> PAGE_SHIFT, attempt, among)
+    }
+
+    /// Changes what `setter` grants to `targets`.
+    #[cfg(test)]
+    pub(crate) fn protect(
+        &self,
+        setter: Vtl,
+        targets: VtlSet,
+        pages: Range<u64>,
+        mask: Access,
+    ) -> Result<(), EngineError> {
+        self.protections().protect(self, setter, targets, pages, mask)
     }
 
     fn spaces_below(&self, vtl: Vtl) -> impl Iterator<Item = (Vtl, &dyn AddressSpace)> {
@@ -182,12 +212,7 @@ impl Grants {
     }
 
     /// Makes the address space of `target` enforce the effective access of `pages`, in as few changes as possible.
-    fn apply(
-        &self,
-        target: Vtl,
-        mut pages: Range<u64>,
-        space: &dyn AddressSpace,
-    ) -> Result<(), EngineError> {
+    fn apply(&self, target: Vtl, mut pages: Range<u64>, space: &dyn AddressSpace) -> Result<(), EngineError> {
         if self.setters(target).next().is_none() {
             return Ok(());
         }
@@ -213,13 +238,7 @@ impl Grants {
 
     /// The VTL that is told of an access by `target` (TLFS 15.13.2): of those in `among` whose grants forbid it, the
     /// lowest.
-    fn denier(
-        &self,
-        target: Vtl,
-        page: u64,
-        (kind, user, mode_based): Attempt,
-        among: VtlSet,
-    ) -> Option<Vtl> {
+    fn denier(&self, target: Vtl, page: u64, (kind, user, mode_based): Attempt, among: VtlSet) -> Option<Vtl> {
         let deniers = self.setters(target).filter(|(_, map)| !map.get(page).allows(kind, user, mode_based));
         deniers.map(|(setter, _)| setter).find(|&setter| among.contains(setter))
     }

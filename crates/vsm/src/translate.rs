@@ -14,11 +14,11 @@ use tlfs::registers::{
 use tlfs::{CallCode, HvStatus, Vtl};
 use zerocopy::transmute;
 
+use crate::Vp;
 use crate::hypercall::{Call, Simple, Stop};
 use crate::page_tables::{self, SpaceEntries};
 use crate::registers::resolve;
 use crate::vp::VtlState;
-use crate::Vp;
 
 const PRIVILEGES: PartitionPrivileges = PartitionPrivileges::new().with_access_vp_registers(true);
 
@@ -109,7 +109,8 @@ fn access(flags: TranslateGvaControlFlags) -> Result<Access, HvStatus> {
     access.set(Access::READ, flags.validate_read());
     access.set(Access::WRITE, flags.validate_write());
     access.set(Access::EXECUTE, flags.validate_execute());
-    let contradiction = flags.supervisor_access() && flags.user_access() || flags.enforce_smap() && flags.override_smap();
+    let contradiction =
+        flags.supervisor_access() && flags.user_access() || flags.enforce_smap() && flags.override_smap();
     // There are no shadow stacks.
     if access.is_empty() || contradiction || flags.shadow_stack() || flags.reserved() != 0 {
         return Err(HvStatus::InvalidParameter);

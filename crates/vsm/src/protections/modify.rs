@@ -38,16 +38,11 @@ impl Rep for ModifyVtlProtectionMask {
         }
         let statuses = (HvStatus::InvalidParameter, HvStatus::OperationDenied);
         let mask = protections.mask(partition, setter, flags.permissions(), statuses)?;
-        while let Some((&first, _)) = input.get(*done..).and_then(<[u64]>::split_first) {
+        while let Some(&first) = input.get(*done) {
             let end = protections.ram.end(first).ok_or(HvStatus::InvalidParameter)?;
-            let run = input.iter().skip(*done).zip(first..end).take_while(|&(&page, expected)| page == expected).count();
-            let pages = first..first + run as u64;
-            for target in targets.iter() {
-                let changed = protections.grants.grant(setter, target, pages.clone(), mask);
-                if let Some(space) = partition.space(target).filter(|_| changed) {
-                    protections.grants.apply(target, pages.clone(), &**space)?;
-                }
-            }
+            let run =
+                input.iter().skip(*done).zip(first..end).take_while(|&(&page, expected)| page == expected).count();
+            protections.protect(partition, setter, targets, first..first + run as u64, mask)?;
             *done += run;
         }
         Ok(())

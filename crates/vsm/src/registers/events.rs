@@ -109,12 +109,14 @@ pub(super) fn pending_event(view: &View<'_>) -> PendingExceptionEvent {
         .with_exception_parameter(if vector == PAGE_FAULT { cr2 } else { 0 })
 }
 
-/// Queues an exception: how a higher VTL lets a lower one fault (TLFS 15.13.3). The address of a page fault is loaded when
-/// the VTL runs again, because CR2 is shared with the VTL that writes this register.
+/// Queues an exception: how a higher VTL lets a lower one fault (TLFS 15.13.3). The address of a page fault in a VTL that
+/// is not active is loaded when it runs again, because CR2 is shared with the active one.
 pub(super) fn set_pending_event(change: &mut Change<'_>, event: PendingExceptionEvent) -> Result<(), HvStatus> {
     if !event.event_pending() {
-        change.vcpu().cancel_event();
-        change.state().registers.page_fault_address = None;
+        if matches!(change.vcpu().pending_event(), Some(Event::Exception { .. })) {
+            change.vcpu().cancel_event();
+            change.state().registers.page_fault_address = None;
+        }
         return Ok(());
     }
     if event.event_type() != PendingEventType::Exception || event.reserved0() != 0 || event.reserved1() != 0 {
@@ -126,7 +128,12 @@ pub(super) fn set_pending_event(change: &mut Change<'_>, event: PendingException
     }
     let error_code = event.deliver_error_code().then_some(event.error_code());
     change.vcpu().inject(Event::Exception { vector, error_code });
-    change.state().registers.page_fault_address = (vector == PAGE_FAULT).then_some(event.exception_parameter());
+    let address = (vector == PAGE_FAULT).then_some(event.exception_parameter());
+    if change.vtl != change.vp.active_vtl() {
+        change.state().registers.page_fault_address = address;
+    } else if let Some(address) = address {
+        change.shared().shared_mut().cr2 = address;
+    }
     Ok(())
 }
 

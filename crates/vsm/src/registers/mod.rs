@@ -18,6 +18,7 @@ use tlfs::{HvStatus, RegisterName, RegisterValue, Vtl};
 pub(crate) use vsm::VtlRegisters;
 
 use crate::hypercall::Stop;
+use crate::interrupts::local_apic;
 use crate::msr::MsrError;
 use crate::vp::VtlState;
 use crate::{Error, Vp};
@@ -110,7 +111,8 @@ struct Register {
     bits: u32,
     kind: Kind,
     place: Place,
-    /// The value after a reset; `None` where the vCPU resets it.
+    /// The value after a reset, of a model-specific register; the vCPU, the local APIC and [`VtlRegisters`] reset the
+    /// others.
     reset: Option<u64>,
 }
 
@@ -195,7 +197,8 @@ impl Vp {
     fn save(&self, scope: Scope, vtl: Vtl, now: u64) -> Vec<NamedValue> {
         let Some(view) = self.view(vtl, now) else { return Vec::new() };
         let registers = table::REGISTERS.iter().filter(|one| one.scope == scope && one.kind == Kind::State);
-        let families = registers.flat_map(|register| register.names().map(move |(index, name)| (register, index, name)));
+        let families =
+            registers.flat_map(|register| register.names().map(move |(index, name)| (register, index, name)));
         families.filter_map(|(register, index, name)| Some((name, register.read(&view, index).ok()?))).collect()
     }
 
@@ -226,18 +229,29 @@ impl Vp {
         Ok(())
     }
 
-    /// Resets the registers of a VTL: its own, and those that it shares with the VP's others.
+    /// Resets the registers of a VTL: its own and, if it is the active one, those that it shares with the others.
     ///
     /// # Errors
     /// If the VTL is not enabled, or the engine failed.
     pub fn reset_registers(&mut self, vtl: Vtl, now: u64) -> Result<(), Error> {
+        let active = self.active_vtl() == vtl;
+        let mut apic = local_apic(&self.partition, self.index(), vtl);
+        apic.set_tsc_offset(self.platform.tsc_offset());
         let state = self.state_mut(vtl).ok_or(Error::Config("the VTL is not enabled"))?;
         state.vcpu.reset();
-        let resets = table::REGISTERS.iter().filter(|one| one.scope != Scope::Partition && one.kind == Kind::State);
-        for register in resets {
-            let Some(value) = register.reset else { continue };
+        state.apic = apic;
+        state.registers = VtlRegisters::default();
+        for lower in vtl.lower() {
+            self.update_mode_based_execute(lower);
+        }
+        for register in table::REGISTERS {
+            let resets = register.scope == Scope::Private || register.scope == Scope::Shared && active;
+            let Some(value) = register.reset.filter(|_| resets) else { continue };
             for (_, name) in register.names() {
-                self.restore_registers(vtl, &[(name, value.into())], now)?;
+                // The guest may lack the privilege that the register needs.
+                if self.register(vtl, name, now).is_ok() {
+                    self.restore_registers(vtl, &[(name, value.into())], now)?;
+                }
             }
         }
         Ok(())

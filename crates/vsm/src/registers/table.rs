@@ -11,6 +11,7 @@ use tlfs::{HvStatus, RegisterName, RegisterValue, Vtl, msr};
 
 use super::{Change, Kind, Place, Read, Register, Scope, View, Write, events, processor, vsm};
 use crate::hypercall::Stop;
+use crate::platform_msr::MISC_ENABLE_VALUE;
 
 /// EFER.LMA.
 const LONG_MODE_ACTIVE: u64 = 1 << 10;
@@ -33,15 +34,7 @@ const fn read_only(name: RegisterName, scope: Scope, read: Read) -> Register {
 
 /// A family of 64-bit model-specific registers with addresses `stride` apart.
 const fn msrs(first: RegisterName, count: u32, scope: Scope, address: u32, stride: u32) -> Register {
-    Register {
-        first,
-        count,
-        scope,
-        bits: 64,
-        kind: Kind::State,
-        place: Place::Msr(address, stride),
-        reset: None,
-    }
+    Register { first, count, scope, bits: 64, kind: Kind::State, place: Place::Msr(address, stride), reset: None }
 }
 
 const fn msr(name: RegisterName, scope: Scope, address: u32) -> Register {
@@ -205,8 +198,7 @@ pub(super) static REGISTERS: &[Register] = &[
             change.state().registers.suspended = events::suspended(Suspend::from(value.low))?;
             Ok(())
         },
-    )
-    .reset(0),
+    ),
     private(
         Name::InterceptSuspend,
         64,
@@ -215,8 +207,7 @@ pub(super) static REGISTERS: &[Register] = &[
             change.state().registers.tlb_flush_inhibited = events::tlb_flush_inhibited(value.low)?;
             Ok(())
         },
-    )
-    .reset(0),
+    ),
     read_only(Name::InternalActivityState, Scope::Private, |view, _| Ok(events::activity(view).into_bits().into())),
     read_only(Name::HypervisorVersion, Scope::Partition, |view, _| cpuid(view, tlfs::cpuid::VERSION)),
     read_only(Name::PrivilegesAndFeaturesInfo, Scope::Partition, |view, _| cpuid(view, tlfs::cpuid::FEATURES)),
@@ -240,8 +231,7 @@ pub(super) static REGISTERS: &[Register] = &[
         128,
         |view, _| Ok(events::pending_event(view).into()),
         |change, _, value| Ok(events::set_pending_event(change, PendingExceptionEvent::from(value))?),
-    )
-    .kind(Kind::Derived),
+    ),
     // The second half of events that are longer than an exception.
     private(Name::PendingEvent1, 128, zero, only_zero).kind(Kind::Derived),
     general!(Rax, 4, 0),
@@ -315,7 +305,17 @@ pub(super) static REGISTERS: &[Register] = &[
     ),
     translating!(Cr3, cr3, |change, value| processor::cr3(value, change.vp.partition().physical_address_bits())),
     translating!(Cr4, cr4, |_, value| processor::cr4(value)),
-    system!(Cr8, cr8, 4, processor::any),
+    private(
+        Name::Cr8,
+        4,
+        |view, _| Ok(view.vcpu().system().cr8.into()),
+        |change, _, value| {
+            let state = change.state();
+            state.vcpu.system_mut().cr8 = value.low;
+            state.take_task_priority();
+            Ok(())
+        },
+    ),
     shared(
         Name::Xfem,
         64,
@@ -351,7 +351,7 @@ pub(super) static REGISTERS: &[Register] = &[
     msr(Name::Tsc, Scope::Shared, 0x10).kind(Kind::Derived),
     translating!(Efer, efer, |_, value| processor::efer(value)),
     system!(KernelGsBase, kernel_gs_base, 64, processor::canonical),
-    msr(Name::ApicBase, Scope::Private, 0x1B),
+    msr(Name::ApicBase, Scope::Private, 0x1B).kind(Kind::Derived),
     system!(Pat, pat, 64, processor::pat),
     system!(SysenterCs, sysenter_cs, 32, processor::any),
     system!(SysenterEip, sysenter_eip, 64, processor::canonical),
@@ -371,12 +371,30 @@ pub(super) static REGISTERS: &[Register] = &[
     system!(TscAux, tsc_aux, 32, processor::any),
     msr(Name::DebugCtl, Scope::Shared, 0x1D9).reset(0),
     msr(Name::TscAdjust, Scope::Shared, 0x3B).kind(Kind::Derived),
-    msr(Name::MsrIa32MiscEnable, Scope::Shared, 0x1A0),
+    msr(Name::MsrIa32MiscEnable, Scope::Shared, 0x1A0).reset(MISC_ENABLE_VALUE),
     msr(Name::Ia32FeatureControl, Scope::Shared, 0x3A).kind(Kind::ReadOnly),
+    // Registers of the local APIC exist in x2APIC mode; the APIC's state is not saved by them.
+    msrs(Name::ApicId, 2, Scope::Private, 0x802, 1).kind(Kind::ReadOnly),
+    msr(Name::ApicTpr, Scope::Private, 0x808).kind(Kind::Derived),
+    msr(Name::ApicPpr, Scope::Private, 0x80A).kind(Kind::ReadOnly),
+    msr(Name::ApicEoi, Scope::Private, 0x80B).kind(Kind::Derived),
+    msr(Name::ApicLdr, Scope::Private, 0x80D).kind(Kind::ReadOnly),
+    msr(Name::ApicSpurious, Scope::Private, 0x80F).kind(Kind::Derived),
+    // ISR, TMR and IRR.
+    msrs(Name::ApicIsr0, 24, Scope::Private, 0x810, 1).kind(Kind::ReadOnly),
+    msr(Name::ApicEse, Scope::Private, 0x828).kind(Kind::Derived),
+    msr(Name::ApicIcr, Scope::Private, 0x830).kind(Kind::Derived),
+    // The local vector table and the timer's initial count.
+    msrs(Name::ApicLvtTimer, 7, Scope::Private, 0x832, 1).kind(Kind::Derived),
+    msr(Name::ApicCurrentCount, Scope::Private, 0x839).kind(Kind::ReadOnly),
+    msrs(Name::ApicDivide, 2, Scope::Private, 0x83E, 1).kind(Kind::Derived),
     msr(Name::Hypercall, Scope::Partition, msr::HYPERCALL),
     msr(Name::GuestOsId, Scope::Partition, msr::GUEST_OS_ID),
     msr(Name::VpIndex, Scope::Shared, msr::VP_INDEX).kind(Kind::ReadOnly),
     msr(Name::TimeRefCount, Scope::Partition, msr::TIME_REF_COUNT).kind(Kind::ReadOnly),
+    msr(Name::SyntheticEoi, Scope::Private, msr::EOI).kind(Kind::Derived),
+    msr(Name::SyntheticIcr, Scope::Private, msr::ICR).kind(Kind::Derived),
+    msr(Name::SyntheticTpr, Scope::Private, msr::TPR).kind(Kind::Derived),
     msr(Name::VpAssistPage, Scope::Private, msr::VP_ASSIST_PAGE).reset(0),
     msrs(Name::Sint0, 16, Scope::Private, msr::SINT0, 1).reset(msr::Sint::RESET.into_bits()),
     msr(Name::Scontrol, Scope::Private, msr::SCONTROL).reset(0),
@@ -392,8 +410,7 @@ pub(super) static REGISTERS: &[Register] = &[
         64,
         |view, _| Ok(view.state.registers.vina.into()),
         |change, _, value| vsm::set_vina(change, value.low),
-    )
-    .reset(0),
+    ),
     read_only(Name::VsmCapabilities, Scope::Partition, |view, _| Ok(vsm::capabilities(view).into())),
     register(
         Name::VsmPartitionConfig,
@@ -403,14 +420,9 @@ pub(super) static REGISTERS: &[Register] = &[
         |view, _| vsm::partition_config(view),
         |change, _, value| vsm::set_partition_config(change, value.low),
     ),
-    register(
-        Name::VsmVpSecureConfigVtl0,
-        15,
-        Scope::Private,
-        64,
-        vsm::secure_config,
-        |change, index, value| vsm::set_secure_config(change, index, value.low),
-    ),
+    register(Name::VsmVpSecureConfigVtl0, 15, Scope::Private, 64, vsm::secure_config, |change, index, value| {
+        vsm::set_secure_config(change, index, value.low)
+    }),
     private(
         Name::CrInterceptControl,
         64,
