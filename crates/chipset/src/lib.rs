@@ -5,9 +5,13 @@
 pub mod io_apic;
 pub mod local_apic;
 pub mod pic;
+pub mod pit;
+pub mod pm_timer;
 pub mod time;
 
 pub use io_apic::IoApic;
 pub use local_apic::LocalApic;
 pub use pic::Pic;
+pub use pit::Pit;
+pub use pm_timer::PmTimer;
 pub use time::Rate;
