@@ -7,6 +7,7 @@ pub mod local_apic;
 pub mod pic;
 pub mod pit;
 pub mod pm_timer;
+pub mod rtc;
 pub mod time;
 
 pub use io_apic::IoApic;
@@ -14,4 +15,5 @@ pub use local_apic::LocalApic;
 pub use pic::Pic;
 pub use pit::Pit;
 pub use pm_timer::PmTimer;
+pub use rtc::Rtc;
 pub use time::Rate;
