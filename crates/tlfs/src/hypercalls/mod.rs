@@ -1,7 +1,7 @@
 //! Input and output structures of hypercalls, by subject.
 //!
-//! The headers of rep hypercalls are named `...Header`, their list elements for themselves. What begins with a
-//! lower-case `reserved` or `padding` must be zero, or is ignored, as the specification says.
+//! The fixed header of a rep hypercall is named `...Header`, unless a simple hypercall has the same; list elements are
+//! structures of their own. Fields named `padding` are ignored.
 
 pub mod flush;
 pub mod interrupt;
