@@ -208,3 +208,6 @@ fn inaccessible(vp: &Vp, vtl: Vtl, state: &VtlState, error: MemoryError, address
         None => Outcome::failed(Code::GpaNoReadAccess, page, PendingEvent::default()),
     }
 }
+
+#[cfg(test)]
+mod tests;

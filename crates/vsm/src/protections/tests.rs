@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use engine::fake::{FakeEngine, FakeSpace};
-use engine::{Capabilities, Engine, Intercepts, PAGE_SIZE};
+use engine::{Capabilities, Engine, Intercepts};
 use proptest::prelude::*;
 use tlfs::hypercalls::vtl::ModifyVtlProtectionMaskHeader;
 use tlfs::memory::MapGpaFlags;
@@ -75,7 +75,7 @@ proptest! {
 
     #[test]
     fn spaces_enforce_what_a_naive_model_allows(steps in prop::collection::vec(step(), 1..24)) {
-        let engine = FakeEngine::new(&[0..PAGES * 2 * PAGE_SIZE]);
+        let engine = FakeEngine::new(&[RAM]);
         let spaces: Vec<_> = (0..3).map(|vtl| engine.create_space(vtl).expect("a space")).collect();
         let mut grants = Grants::default();
         let mut model = Model::default();
@@ -110,7 +110,7 @@ proptest! {
 
 #[test]
 fn contiguous_pages_of_one_access_are_one_change() {
-    let engine = FakeEngine::new(&[0..1 << 30]);
+    let engine = FakeEngine::new(&[RAM]);
     let space = engine.create_space(0).expect("a space");
     let mut grants = Grants::default();
     grants.enable(Vtl::ONE, Access::all());
