@@ -5,6 +5,7 @@ use engine::{AddressSpace, Vcpu};
 use tlfs::HvStatus;
 use tlfs::context::InitialVpContext;
 
+use crate::page_tables;
 use crate::registers::processor;
 
 const CR0_PE: u64 = 1 << 0;
@@ -133,10 +134,8 @@ fn check_addresses(system: &SystemRegisters, rip: u64, long: bool) -> Result<(),
 fn pdptes(space: &dyn AddressSpace, cr3: u64, physical_address_bits: u8) -> Result<[u64; 4], HvStatus> {
     let mut pdptes = [0; 4];
     for (index, pdpte) in pdptes.iter_mut().enumerate() {
-        let mut bytes = [0; 8];
-        let read = space.read((cr3 & 0xFFFF_FFE0) + 8 * index as u64, &mut bytes);
-        *pdpte = u64::from_le_bytes(bytes);
-        check(read.is_ok() && !paging::Paging::is_invalid_pdpte(*pdpte, physical_address_bits))?;
+        let read = page_tables::pdpte(space, cr3, index, physical_address_bits);
+        *pdpte = read.ok_or(HvStatus::InvalidRegisterValue)?;
     }
     Ok(pdptes)
 }

@@ -32,6 +32,14 @@ pub(crate) fn paging(vcpu: &dyn Vcpu, physical_address_bits: u8) -> Paging {
     Paging::new(&control_registers(vcpu), physical_address_bits)
 }
 
+/// What MOV to CR3 would load into a PDPTE register (SDM Vol. 3A 5.4.1); `None` if it would fault.
+pub(crate) fn pdpte(space: &dyn AddressSpace, cr3: u64, index: usize, physical_address_bits: u8) -> Option<u64> {
+    let mut bytes = [0; 8];
+    space.read((cr3 & 0xFFFF_FFE0) + 8 * index as u64, &mut bytes).ok()?;
+    let pdpte = u64::from_le_bytes(bytes);
+    (!Paging::is_invalid_pdpte(pdpte, physical_address_bits)).then_some(pdpte)
+}
+
 /// Where a linear address of a vCPU's is, whatever the rights; sets no bits in the page tables.
 pub(crate) fn locate(
     vcpu: &dyn Vcpu,

@@ -13,6 +13,8 @@ mod tests;
 
 pub(crate) use calls::{GetVpRegisters, SetVpRegisters, resolve};
 use engine::Vcpu;
+use engine::registers::SystemRegisters;
+use paging::Mode;
 pub(crate) use processor::segment_to_tlfs;
 use tlfs::{HvStatus, RegisterName, RegisterValue, Vtl};
 pub(crate) use vsm::VtlRegisters;
@@ -21,7 +23,7 @@ use crate::hypercall::Stop;
 use crate::interrupts::local_apic;
 use crate::msr::MsrError;
 use crate::vp::VtlState;
-use crate::{Error, Vp};
+use crate::{Error, Vp, page_tables};
 
 /// Who has a register of its own (TLFS 15.11).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +71,20 @@ impl Change<'_> {
     /// As [`View::vcpu`].
     fn vcpu(&mut self) -> &mut dyn Vcpu {
         &mut *self.state().vcpu
+    }
+
+    /// Changes registers that take part in address translation. PAE paging keeps what CR3 points to in registers too;
+    /// what cannot be loaded is not present.
+    fn set_paging(&mut self, set: impl FnOnce(&mut SystemRegisters)) {
+        let bits = self.vp.partition().physical_address_bits();
+        let state = self.state();
+        set(state.vcpu.system_mut());
+        if page_tables::paging(&*state.vcpu, bits).mode() == Mode::Pae {
+            let cr3 = state.vcpu.system().cr3;
+            let pdpte = |index| page_tables::pdpte(&*state.space, cr3, index, bits).unwrap_or(0);
+            state.vcpu.system_mut().pdptes = std::array::from_fn(pdpte);
+        }
+        state.vcpu.flush_tlb(None);
     }
 
     /// As [`View::shared`].

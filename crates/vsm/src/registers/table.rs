@@ -90,9 +90,7 @@ macro_rules! translating {
             |change, _, value| {
                 let check: fn(&Change<'_>, u64) -> Result<u64, HvStatus> = $check;
                 let value = check(change, value.low)?;
-                let vcpu = change.vcpu();
-                vcpu.system_mut().$field = value;
-                vcpu.flush_tlb(None);
+                change.set_paging(|system| system.$field = value);
                 Ok(())
             },
         )

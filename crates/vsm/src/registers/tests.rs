@@ -386,6 +386,21 @@ fn a_register_and_its_msr_are_one() {
 }
 
 #[test]
+fn pae_paging_loads_the_pdptes_with_cr3() {
+    let mut guest = Guest::in_vtl(1);
+    legacy_mode(vcpu(&mut guest, Vtl::ZERO));
+    for (index, pdpte) in [0x5001u64, 0x6001, 0x1E7, 0].into_iter().enumerate() {
+        guest.space(0).write(0x7020 + 8 * index as u64, &pdpte.to_le_bytes()).expect("RAM");
+    }
+    for (name, value) in [(RegisterName::Cr4, 1u64 << 5), (RegisterName::Cr0, 0x8000_0033), (RegisterName::Cr3, 0x7020)]
+    {
+        assert_eq!(set(&mut guest, Vtl::ZERO, name, value), HvStatus::Success);
+    }
+    // An entry with reserved bits is not loaded.
+    assert_eq!(vcpu(&mut guest, Vtl::ZERO).system().pdptes, [0x5001, 0x6001, 0, 0]);
+}
+
+#[test]
 fn cr8_and_the_task_priority_are_one() {
     let mut guest = Guest::in_vtl(1);
     assert_eq!(set(&mut guest, Vtl::ZERO, RegisterName::Cr8, 0xAu64), HvStatus::Success);
