@@ -28,6 +28,7 @@ pub mod boot;
 pub mod bus;
 mod clock;
 mod control;
+mod cpuid;
 mod death;
 pub mod devices;
 mod history;

@@ -10,6 +10,7 @@ use vsm::{Observer, Partition};
 use crate::boot;
 use crate::bus::{Bus, Conflict, PortDevice, Shared};
 use crate::control::{Control, Failure, Outcome};
+use crate::cpuid::{self, Platform};
 use crate::devices::{
     DebugExit, FirmwareConfiguration, KeyboardController, NotConnected, PowerManagement, ResetControl, SerialInput,
     SerialOutput, SerialPort,
@@ -75,6 +76,8 @@ impl Machine {
         let vps = config.rules.vps;
         let control = Arc::new(Control::new(vps));
         let (bus, serial) = devices(&config.memory, vps, config.serial, config.exit_port, &control)?;
+        let platform = Platform { vps, x2apic: config.rules.x2apic, tsc_deadline: config.rules.tsc_deadline };
+        let processor = engine.supported_cpuid();
         let partition = Partition::new(config.rules, Arc::clone(engine), clock.tsc_frequency(), observer)?;
         for block in &config.layout.blocks {
             engine.write_ram(block.start, &block.bytes)?;
@@ -82,6 +85,7 @@ impl Machine {
         let mut slots = Vec::new();
         for index in 0..vps {
             let mut vp = partition.create_vp(index)?;
+            vp.set_cpuid(&cpuid::leaves(&processor, &partition.cpuid(), platform, index));
             if index == 0
                 && let Some(vcpu) = vp.vcpu_mut(Vtl::ZERO)
             {

@@ -54,7 +54,7 @@ impl<'a> VpThread<'a> {
             let exit = match seat.vp.enter(machine.clock.tsc())? {
                 Entry::Run(vcpu) => vcpu.run()?,
                 Entry::Idle => {
-                    seat = self.sleep(seat, None);
+                    seat = self.sleep(seat);
                     continue;
                 }
             };
@@ -88,7 +88,8 @@ impl<'a> VpThread<'a> {
             (seat, disposition) = self.visit(seat, other, exit)?;
         }
         match disposition {
-            Disposition::Handled | Disposition::NeedsVp(_) => {}
+            // There is no I/O APIC that waits for the end of an interrupt.
+            Disposition::Handled | Disposition::EndOfInterrupt(_) | Disposition::NeedsVp(_) => {}
             Disposition::Device(exit) => self.access_device(&mut seat, exit),
             Disposition::Shutdown(_) => self.die(&mut seat, Cause::TripleFault),
         }
@@ -144,8 +145,9 @@ impl<'a> VpThread<'a> {
     }
 
     /// Waits until there may be something to do for a halted VP.
-    fn sleep(&mut self, mut seat: MutexGuard<'a, Seat>, deadline: Option<u64>) -> MutexGuard<'a, Seat> {
+    fn sleep(&mut self, mut seat: MutexGuard<'a, Seat>) -> MutexGuard<'a, Seat> {
         let machine = self.machine;
+        let deadline = seat.vp.next_deadline(machine.clock.tsc());
         let vtl = seat.vp.active_vtl();
         let interrupts_off = seat.vp.vcpu(vtl).is_none_or(|vcpu| vcpu.general().rflags & RFLAGS_IF == 0);
         let stuck = interrupts_off && deadline.is_none();

@@ -1,0 +1,321 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+use vsm::Profile;
+
+/// Runs guests that use Hyper-V Virtual Secure Mode on an ordinary Linux host.
+#[derive(Debug, Parser)]
+#[command(name = "openvsm", version, about, after_help = EXIT_STATUS)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0    the guest powered itself off; demo, conform and bench: all went well
+  1    conform: a check failed; demo: the story did not end as it must
+  2    bad input: an option's value or a file cannot be used; nothing was done
+  4    the host or the engine failed
+  6    the guest died: triple fault, jump to where there is no memory, or HLT for ever with interrupts off
+  odd  run: (value << 1) | 1, of the value that the guest wrote to the exit port, low 8 bits
+";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a guest of your own
+    Run(Run),
+    /// Watch a small secure kernel in VTL1 guard its secret against VTL0
+    Demo(Demo),
+    /// Check that the rules of Virtual Secure Mode hold, as a guest sees them
+    Conform(Conform),
+    /// Measure VTL switches, protection changes, intercepts and the processor's speed
+    Bench(Bench),
+}
+
+/// Options of every command that runs a guest.
+#[derive(Debug, Clone, Args)]
+pub struct Platform {
+    /// What runs the processors
+    #[arg(long, value_name = "NAME", default_value = "soft", value_parser = parse_engine)]
+    pub engine: EngineName,
+    /// Number of virtual processors, 1 to 64
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub cpus: u32,
+    /// What the guest is offered of VSM: vtls=1..16 (default 3), mbec=on|off, profile=tlfs|kvm-rfc
+    ///
+    /// `vtls` is the number of Virtual Trust Levels. `mbec=off` hides mode-based execute control, so that kernel and user
+    /// mode share one execute right. `profile=kvm-rfc` behaves like the original KVM series where that differs from the
+    /// specification.
+    #[arg(long, value_name = "KEY=VALUE,...", value_delimiter = ',', value_parser = VsmOption::from_str)]
+    pub vsm: Vec<VsmOption>,
+    /// Show VTL switches, hypercalls and intercepts on standard error as they happen
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// An engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineName {
+    /// The software processor.
+    Soft,
+}
+
+impl EngineName {
+    /// The name that users know it by.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Soft => "soft",
+        }
+    }
+}
+
+fn parse_engine(name: &str) -> Result<EngineName, &'static str> {
+    match name {
+        "soft" => Ok(EngineName::Soft),
+        _ => Err("there is no such engine; choose soft"),
+    }
+}
+
+/// A part of `--vsm`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VsmOption {
+    /// Number of VTLs.
+    Vtls(u8),
+    /// Mode-based execute control.
+    ModeBasedExecute(bool),
+    /// The reading of the specification.
+    Profile(Profile),
+}
+
+impl FromStr for VsmOption {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('=').unwrap_or((text, "")) {
+            ("vtls", count) => match count.parse() {
+                Ok(count @ 1..=16) => Ok(Self::Vtls(count)),
+                _ => Err("give a number of VTLs from 1 to 16, such as vtls=3"),
+            },
+            ("mbec", "on") => Ok(Self::ModeBasedExecute(true)),
+            ("mbec", "off") => Ok(Self::ModeBasedExecute(false)),
+            ("mbec", _) => Err("give mbec=on or mbec=off"),
+            ("profile", "tlfs") => Ok(Self::Profile(Profile::Tlfs)),
+            ("profile", "kvm-rfc") => Ok(Self::Profile(Profile::KvmRfc)),
+            ("profile", _) => Err("give profile=tlfs or profile=kvm-rfc"),
+            _ => Err("give vtls=N, mbec=on|off or profile=tlfs|kvm-rfc"),
+        }
+    }
+}
+
+/// `openvsm run`.
+#[derive(Debug, Args)]
+#[command(after_help = RUN_HELP)]
+pub struct Run {
+    /// The guest: an ELF64 file, or a multiboot 1 image (ELF or with address fields in its header)
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// The guest's command line
+    #[arg(long, value_name = "STRING", default_value = "")]
+    pub cmdline: String,
+    /// A file that the guest finds in memory as a multiboot module; can be given several times
+    #[arg(long = "module", value_name = "FILE")]
+    pub modules: Vec<PathBuf>,
+    /// The guest's memory, in bytes or with K, M, G or T
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_size)]
+    pub memory: u64,
+    /// Where the first serial port (0x3F8) goes: stdio, file:PATH or none
+    #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = SerialBackend::from_str)]
+    pub serial: SerialBackend,
+    /// Where the second serial port (0x2F8) goes: stdio, file:PATH or none
+    #[arg(long, value_name = "WHERE", default_value = "none", value_parser = SerialBackend::from_str)]
+    pub serial2: SerialBackend,
+    /// The port that ends the guest when it writes a value there, or none
+    #[arg(long, value_name = "PORT", default_value = "0xf4", value_parser = ExitPort::from_str)]
+    pub exit_port: ExitPort,
+    /// End with status 0 when the guest resets the machine, instead of starting it again
+    #[arg(long)]
+    pub no_reboot: bool,
+    /// The platform.
+    #[command(flatten)]
+    pub platform: Platform,
+}
+
+const RUN_HELP: &str = "\
+The guest starts as the Multiboot Specification says if its image has a multiboot header, else in 64-bit mode with the
+first 4 GiB mapped to themselves and RDI pointing to a multiboot information structure.
+
+Besides the serial ports there are: the exit port; power off as on QEMU (write 0x2000 to port 0x604); reset by
+port 0xCF9 or by the keyboard controller (write 0xFE to port 0x64); and fw_cfg at 0x510 (signature, RAM size, number of
+processors).
+
+Standard input goes to the serial port that is on stdio. A terminal is set to raw mode meanwhile; Ctrl-C ends openvsm.
+";
+
+/// Where a serial port goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SerialBackend {
+    /// Standard input and output.
+    Stdio,
+    /// A file, written anew.
+    File(PathBuf),
+    /// Nowhere.
+    None,
+}
+
+impl FromStr for SerialBackend {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match (text, text.strip_prefix("file:")) {
+            ("stdio", _) => Ok(Self::Stdio),
+            ("none", _) => Ok(Self::None),
+            (_, Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            _ => Err("give stdio, file:PATH or none"),
+        }
+    }
+}
+
+/// The debug exit port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExitPort(pub Option<u16>);
+
+impl FromStr for ExitPort {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let port = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+            _ if text == "none" => return Ok(Self(None)),
+            // `from_str_radix` takes a sign.
+            Some(digits) if digits.starts_with(|first: char| first.is_ascii_hexdigit()) => {
+                u16::from_str_radix(digits, 16)
+            }
+            Some(_) => return Err("give a port number such as 0xf4, or none"),
+            None => text.parse(),
+        };
+        let port = port.map_err(|_| "give a port number from 0 to 0xffff such as 0xf4, or none")?;
+        if machine::devices::FIXED_PORTS.iter().any(|taken| taken.contains(&port)) {
+            return Err("another device has this port; give a free one such as 0xf4, or none");
+        }
+        Ok(Self(Some(port)))
+    }
+}
+
+/// Parses a size such as 64M; the units are powers of 1024.
+fn parse_size(text: &str) -> Result<u64, String> {
+    const HINT: &str = "give a size such as 64M";
+    let digits = text.trim_end_matches(|last: char| last.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KB" | "KIB" => 10,
+        "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        "T" | "TB" | "TIB" => 40,
+        unit => return Err(format!("unknown unit {unit}; {HINT}")),
+    };
+    if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return Err(format!("not a size; {HINT}"));
+    }
+    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    let bytes = bytes.ok_or_else(|| format!("more than any host has; {HINT}"))?;
+    match machine::memory_map::MemoryMap::new(bytes) {
+        Ok(_) => Ok(bytes),
+        Err(error) => Err(format!("{error}; {HINT}")),
+    }
+}
+
+/// `openvsm demo`.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// The platform.
+    #[command(flatten)]
+    pub platform: Platform,
+}
+
+/// `openvsm conform`.
+#[derive(Debug, Args)]
+pub struct Conform {
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// The platform.
+    #[command(flatten)]
+    pub platform: Platform,
+}
+
+/// `openvsm bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// The platform.
+    #[command(flatten)]
+    pub platform: Platform,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_has_help() {
+        for command in Cli::command().get_subcommands() {
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {argument}", command.get_name());
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_size("64M"), Ok(64 << 20));
+        assert_eq!(parse_size("1g"), Ok(1 << 30));
+        assert_eq!(parse_size("512KiB"), Ok(512 << 10));
+        assert_eq!(parse_size("4096"), Ok(4096));
+        for bad in ["", "M", "0", "-1M", "+1M", "1.5G", "4097", "64X", "99999999999999999999", "16777216T", "\u{661}M"]
+        {
+            assert!(parse_size(bad).is_err_and(|message| message.ends_with("such as 64M")), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ports_are_hexadecimal_decimal_or_none() {
+        assert_eq!(ExitPort::from_str("0xf4"), Ok(ExitPort(Some(0xF4))));
+        assert_eq!(ExitPort::from_str("501"), Ok(ExitPort(Some(501))));
+        assert_eq!(ExitPort::from_str("none"), Ok(ExitPort(None)));
+        for bad in ["", "0x", "0x+1", "65536", "0x3f8", "0x604", "f4", "-1"] {
+            assert!(ExitPort::from_str(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn serial_ports_go_somewhere() {
+        assert_eq!(SerialBackend::from_str("file:a:b"), Ok(SerialBackend::File("a:b".into())));
+        assert!(SerialBackend::from_str("file:").is_err());
+        assert!(SerialBackend::from_str("tcp:1").is_err());
+    }
+
+    #[test]
+    fn vsm_options_can_be_combined() {
+        let cli = Cli::try_parse_from(["openvsm", "demo", "--vsm", "mbec=off,vtls=2", "--vsm", "profile=kvm-rfc"]);
+        let Command::Demo(demo) = cli.unwrap().command else { panic!("not a demo") };
+        let expected = [VsmOption::ModeBasedExecute(false), VsmOption::Vtls(2), VsmOption::Profile(Profile::KvmRfc)];
+        assert_eq!(demo.platform.vsm, expected);
+        for bad in ["vtls=0", "vtls=17", "mbec", "profile=x", "nonsense"] {
+            assert!(VsmOption::from_str(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! `openvsm conform`: the conformance suite and its report.
+
+use std::io::{self, Write};
+
+use machine::Outcome;
+use serde::Serialize;
+
+use crate::cli::Conform;
+use crate::failure::{self, Failure};
+use crate::transcript::{self, End, What};
+use crate::{Status, images, table};
+
+/// Exit status of a suite in which a check failed.
+const CHECKS_FAILED: u8 = 1;
+
+/// The report, as `--json` prints it.
+#[derive(Debug, Default, PartialEq, Serialize)]
+struct Report {
+    engine: String,
+    cpus: u32,
+    passed: usize,
+    failed: usize,
+    not_enforceable: usize,
+    skipped: usize,
+    checks: Vec<Check>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct Check {
+    section: String,
+    name: String,
+    result: Verdict,
+    detail: String,
+    us: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Verdict {
+    Passed,
+    Failed,
+    Skipped,
+    NotEnforceable,
+}
+
+impl Verdict {
+    /// The word by which the guest tells a verdict.
+    fn from_word(word: &str) -> Option<Self> {
+        Some(match word {
+            "pass" => Self::Passed,
+            "fail" => Self::Failed,
+            "skip" => Self::Skipped,
+            "unenforceable" => Self::NotEnforceable,
+            _ => return None,
+        })
+    }
+
+    const fn shown(self) -> &'static str {
+        match self {
+            Self::Passed => "pass",
+            Self::Failed => "FAIL",
+            Self::Skipped => "skip",
+            Self::NotEnforceable => "not enforceable",
+        }
+    }
+}
+
+/// Reads the suite's lines; the protocol is described in the guests' README.
+#[derive(Debug, Default)]
+struct Reader {
+    checks: Vec<Check>,
+    /// Section and name of the check that has begun.
+    begun: Option<(String, String)>,
+    /// The suite's own count, once it is through.
+    summary: Option<String>,
+    /// Lines that are not part of the protocol, such as panic messages.
+    others: Vec<String>,
+}
+
+impl Reader {
+    fn line(&mut self, line: String) {
+        let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
+        match word {
+            "conformance" => {}
+            "begin" => self.begun = rest.split_once(' ').map(|(section, name)| (section.into(), name.into())),
+            "check" => match parse_check(rest) {
+                Some(check) => {
+                    self.begun = None;
+                    self.checks.push(check);
+                }
+                None => self.others.push(line),
+            },
+            "summary" => self.summary = Some(rest.to_owned()),
+            _ => self.others.push(line),
+        }
+    }
+
+    /// The report. A check that began and did not end has failed, and so has a suite that did not come to its end or
+    /// whose own count is another.
+    fn report(mut self, engine: &str, cpus: u32, ending: &str) -> Report {
+        let mut fail = |section, name, detail| {
+            self.checks.push(Check { section, name, result: Verdict::Failed, detail, us: 0 });
+        };
+        if let Some((section, name)) = self.begun.take() {
+            fail(section, name, format!("did not end: {ending}"));
+        } else if self.summary.is_none() {
+            fail("-".into(), "suite".into(), format!("did not come to its end: {ending}"));
+        }
+        let count = |verdict| self.checks.iter().filter(|check| check.result == verdict).count();
+        let [passed, failed, skipped, not_enforceable] =
+            [Verdict::Passed, Verdict::Failed, Verdict::Skipped, Verdict::NotEnforceable].map(count);
+        let counted = format!("passed={passed} failed={failed} skipped={skipped} unenforceable={not_enforceable}");
+        let mut report =
+            Report { engine: engine.into(), cpus, passed, failed, not_enforceable, skipped, checks: self.checks };
+        if let Some(summary) = self.summary
+            && summary != counted
+        {
+            let detail = format!("the guest counts {summary}, but its lines say {counted}");
+            report.checks.push(Check {
+                section: "-".into(),
+                name: "suite".into(),
+                result: Verdict::Failed,
+                detail,
+                us: 0,
+            });
+            report.failed += 1;
+        }
+        report
+    }
+}
+
+/// `<section> <name> <verdict> <microseconds> <detail>`
+fn parse_check(text: &str) -> Option<Check> {
+    let mut words = text.splitn(5, ' ');
+    let (section, name) = (words.next()?.to_owned(), words.next()?.to_owned());
+    let result = Verdict::from_word(words.next()?)?;
+    let us = words.next()?.parse().ok()?;
+    Some(Check { section, name, result, detail: words.next().unwrap_or_default().to_owned(), us })
+}
+
+impl Report {
+    fn lines(&self) -> Vec<String> {
+        let header = ["section", "check", "result", "time", ""].map(str::to_owned).to_vec();
+        let row = |check: &Check| {
+            let Check { section, name, result, detail, us } = check;
+            vec![section.clone(), name.clone(), result.shown().into(), format!("{us} us"), detail.clone()]
+        };
+        let rows: Vec<_> = std::iter::once(header).chain(self.checks.iter().map(row)).collect();
+        let mut lines = table::lines(&rows, &[3]);
+        lines.push(String::new());
+        lines.push(format!(
+            "{} passed, {} failed, {} not enforceable, {} skipped on engine {} with {} VP(s)",
+            self.passed, self.failed, self.not_enforceable, self.skipped, self.engine, self.cpus
+        ));
+        lines
+    }
+}
+
+/// Runs the suite and prints the report.
+pub fn run(options: &Conform) -> Status {
+    let mut reader = Reader::default();
+    let end = transcript::run(images::CONFORMANCE, "", &options.platform, false, |_, told| {
+        if let What::Line(line) = told.what {
+            reader.line(line);
+        }
+    })?;
+    for line in &reader.others {
+        eprintln!("guest: {line}");
+    }
+    let ending = match &end {
+        End::Hung => "the guest hung".to_owned(),
+        End::Outcome(Outcome::Died(death)) => format!("the guest died: {}", death.cause),
+        End::Outcome(Outcome::Exited(value)) => format!("the guest ended with value {value}"),
+        End::Outcome(_) => "the guest ended".to_owned(),
+    };
+    let report = reader.report(options.platform.engine.as_str(), options.platform.cpus, &ending);
+    let text =
+        if options.json { serde_json::to_string(&report).map_err(Failure::host)? } else { report.lines().join("\n") };
+    writeln!(io::stdout(), "{text}").map_err(Failure::host)?;
+    match end {
+        End::Outcome(Outcome::Exited(_)) | End::Hung => {}
+        // Died or failed: that is the status.
+        End::Outcome(outcome) => {
+            failure::status(outcome)?;
+        }
+    }
+    Ok(if report.failed == 0 && report.passed != 0 { 0 } else { CHECKS_FAILED })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(lines: &[&str]) -> Report {
+        let mut reader = Reader::default();
+        lines.iter().for_each(|line| reader.line((*line).to_owned()));
+        reader.report("soft", 1, "it stopped")
+    }
+
+    const WHOLE: [&str; 7] = [
+        "conformance 1",
+        "begin 15.3 one-rule",
+        "check 15.3 one-rule pass 12 ",
+        "begin 15.4 another",
+        "some panic message",
+        "check 15.4 another fail 3 RAX is 1, expected 2",
+        "summary passed=1 failed=1 skipped=0 unenforceable=0",
+    ];
+
+    #[test]
+    fn checks_are_counted_and_details_kept() {
+        let report = read(&WHOLE);
+        assert_eq!((report.passed, report.failed, report.checks.len()), (1, 1, 2));
+        assert_eq!(report.checks[0].us, 12);
+        assert_eq!(report.checks[1].detail, "RAX is 1, expected 2");
+    }
+
+    #[test]
+    fn a_suite_that_breaks_off_has_failed() {
+        let report = read(&WHOLE[..4]);
+        assert_eq!((report.passed, report.failed), (1, 1));
+        assert_eq!(report.checks[1].detail, "did not end: it stopped");
+        assert_eq!(read(&WHOLE[..3]).failed, 1);
+        assert_eq!(read(&[]).failed, 1);
+    }
+
+    #[test]
+    fn a_count_that_does_not_agree_has_failed() {
+        let report = read(&["check 1 a pass 1 ", "summary passed=2 failed=0 skipped=0 unenforceable=0"]);
+        assert_eq!((report.passed, report.failed), (1, 1));
+    }
+
+    #[test]
+    fn the_json_object_has_the_documented_names() {
+        let json = serde_json::to_value(read(&WHOLE)).unwrap();
+        let names = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let mut expected = ["engine", "cpus", "passed", "failed", "not_enforceable", "skipped", "checks"].to_vec();
+        expected.sort_unstable();
+        assert_eq!(names(&json), expected);
+        assert_eq!(names(&json["checks"][0]), ["detail", "name", "result", "section", "us"]);
+        assert_eq!(json["checks"][1]["result"], "failed");
+    }
+}

@@ -1,0 +1,109 @@
+//! From options to a machine with a guest in it.
+
+use std::sync::Arc;
+
+use engine::{Clock, Engine};
+use engine_soft::SoftEngine;
+use machine::devices::SerialOutput;
+use machine::load::{Image, ImageError, Layout, LayoutError, Module};
+use machine::memory_map::MemoryMap;
+use machine::{Config, HostClock, Machine};
+use vsm::Observer;
+
+use crate::cli::{EngineName, Platform, VsmOption};
+use crate::failure::Failure;
+
+/// A guest that fits into its memory.
+pub struct Guest<'a> {
+    memory: MemoryMap,
+    layout: Layout<'a>,
+}
+
+/// Why a guest cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The image is bad.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// It does not fit.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+}
+
+impl<'a> Guest<'a> {
+    /// Plans where everything goes; changes nothing.
+    ///
+    /// # Errors
+    /// If the image is bad or something does not fit into memory.
+    pub fn plan(
+        image: &'a [u8],
+        memory: MemoryMap,
+        command_line: &str,
+        modules: &[Module<'a>],
+    ) -> Result<Self, LoadError> {
+        let layout = Layout::plan(&Image::parse(image)?, &memory, command_line, modules)?;
+        Ok(Self { memory, layout })
+    }
+}
+
+/// Everything about a machine that does not change when its guest resets it.
+pub struct Host {
+    engine: EngineName,
+    rules: vsm::Config,
+    exit_port: Option<u16>,
+    clock: Arc<dyn Clock>,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+impl Host {
+    /// A host of machines with these options. Time starts now.
+    pub fn new(platform: &Platform, exit_port: Option<u16>) -> Self {
+        let mut rules = vsm::Config { vps: platform.cpus, ..vsm::Config::default() };
+        for option in &platform.vsm {
+            match *option {
+                VsmOption::Vtls(count) => rules.vtls = count,
+                VsmOption::ModeBasedExecute(offered) => rules.mode_based_execute = offered,
+                VsmOption::Profile(profile) => rules.profile = profile,
+            }
+        }
+        Self { engine: platform.engine, rules, exit_port, clock: Arc::new(HostClock::start()), observer: None }
+    }
+
+    /// Has the rules tell this observer what happens.
+    pub fn observed(self, observer: Option<Arc<dyn Observer>>) -> Self {
+        Self { observer, ..self }
+    }
+
+    /// The clock of all machines.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// Makes a machine and loads the guest into it.
+    ///
+    /// # Errors
+    /// If the host has no resources left.
+    pub fn machine(&self, guest: &Guest<'_>, serial: [SerialOutput; 2]) -> Result<Machine, Failure> {
+        let engine: Arc<dyn Engine> = match self.engine {
+            EngineName::Soft => {
+                let engine = SoftEngine::new(guest.memory.ram(), Arc::clone(&self.clock));
+                Arc::new(engine.map_err(Failure::host)?)
+            }
+        };
+        let config = Config {
+            memory: guest.memory.clone(),
+            rules: vsm::Config { ram: guest.memory.ram().to_vec(), ..self.rules.clone() },
+            layout: &guest.layout,
+            serial,
+            exit_port: self.exit_port,
+        };
+        Machine::new(config, &engine, Arc::clone(&self.clock), self.observer.clone()).map_err(Failure::host)
+    }
+}
+
+/// Bytes of memory that this host has.
+pub fn host_memory() -> u64 {
+    let information = rustix::system::sysinfo();
+    #[allow(clippy::useless_conversion, reason = "the type depends on the target")]
+    u64::from(information.totalram).saturating_mul(information.mem_unit.into())
+}

@@ -1,0 +1,8 @@
+//! The guests that are part of this program; the build script builds them.
+
+/// Checks the rules from inside.
+pub const CONFORMANCE: &[u8] = include_bytes!(concat!(env!("OPENVSM_GUESTS"), "/conformance"));
+/// Tells the story of a secure kernel.
+pub const DEMO: &[u8] = include_bytes!(concat!(env!("OPENVSM_GUESTS"), "/demo"));
+/// Measures.
+pub const BENCH: &[u8] = include_bytes!(concat!(env!("OPENVSM_GUESTS"), "/bench"));

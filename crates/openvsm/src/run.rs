@@ -1,0 +1,123 @@
+//! `openvsm run`: a guest of the user's own.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use machine::Outcome;
+use machine::devices::SerialOutput;
+use machine::load::{LayoutError, Module};
+use machine::memory_map::MemoryMap;
+
+use crate::Status;
+use crate::cli::{Run, SerialBackend};
+use crate::console::Console;
+use crate::failure::{self, Failure};
+use crate::guest::{Guest, Host, LoadError, host_memory};
+use crate::narrator::Narrator;
+
+/// Runs the guest until it ends; starts it again when it resets its machine.
+pub fn run(options: &Run) -> Status {
+    let size = options.memory;
+    let memory = MemoryMap::new(size)
+        .map_err(|error| Failure::bad_input("--memory", format!("{error}; give a size such as 64M")))?;
+    if size > host_memory() {
+        let problem =
+            format!("{} MiB are more than this host has ({} MiB); give less", size >> 20, host_memory() >> 20);
+        return Err(Failure::bad_input("--memory", problem));
+    }
+    let kernel = read("--kernel", &options.kernel, "give an ELF64 or multiboot image", u64::MAX)?;
+    let modules = options.modules.iter().map(|path| {
+        let bytes = read("--module", path, "give a file that fits into the guest's memory", size)?;
+        Ok((path.to_string_lossy(), bytes))
+    });
+    let modules = modules.collect::<Result<Vec<_>, Failure>>()?;
+    let modules: Vec<_> = modules.iter().map(|(name, bytes)| Module { bytes, string: name }).collect();
+    let guest = Guest::plan(&kernel, memory, &options.cmdline, &modules).map_err(|error| explain(options, error))?;
+    let serial = [Backend::open("--serial", &options.serial)?, Backend::open("--serial2", &options.serial2)?];
+
+    let host = Host::new(&options.platform, options.exit_port.0);
+    let narrator = options.platform.verbose.then(|| Narrator::new(host.clock().tsc_frequency()));
+    let host = host.observed(narrator.map(|narrator| Arc::new(narrator) as _));
+    let on_stdio = serial.iter().position(|backend| matches!(backend, Backend::Stdio));
+    let console = Console::open(on_stdio.is_some()).map_err(Failure::host)?;
+    let outcome = loop {
+        let machine = host.machine(&guest, serial.each_ref().map(Backend::output))?;
+        console.attach(machine.control(), on_stdio.map(|port| &machine.serial_input()[port]));
+        let outcome = machine.run();
+        if options.no_reboot || !matches!(outcome, Outcome::Reset) {
+            break outcome;
+        }
+    };
+    console.close();
+    failure::status(outcome)
+}
+
+/// Reads a file of at most `most` bytes; `advice` says what it should be.
+fn read(option: &str, path: &Path, advice: &str, most: u64) -> Result<Vec<u8>, Failure> {
+    let option = format!("{option} {}", path.display());
+    let bad = |problem: &dyn std::fmt::Display| Failure::bad_input(&option, format!("{problem}; {advice}"));
+    let metadata = fs::metadata(path).map_err(|error| bad(&plain(&error)))?;
+    if !metadata.is_file() {
+        return Err(bad(&"not a regular file"));
+    }
+    if metadata.len() > most {
+        return Err(bad(&"larger than the guest's memory"));
+    }
+    fs::read(path).map_err(|error| bad(&plain(&error)))
+}
+
+/// What went wrong, without the error number.
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_lowercase()
+}
+
+/// Names the option by which a guest can be made to fit.
+fn explain(options: &Run, error: LoadError) -> Failure {
+    let kernel = format!("--kernel {}", options.kernel.display());
+    let mib = options.memory >> 20;
+    match error {
+        LoadError::Image(error) => Failure::bad_input(kernel, format!("{error}; give an ELF64 or multiboot image")),
+        LoadError::Layout(LayoutError::Module { index, .. }) => {
+            let module = options.modules.get(index).map(|path| path.display().to_string()).unwrap_or_default();
+            Failure::bad_input(format!("--module {module}"), format!("{error}; give more than {mib} MiB with --memory"))
+        }
+        LoadError::Layout(error) => {
+            let problem = format!("{error} of {mib} MiB; give more with --memory, or link the image lower");
+            Failure::bad_input(kernel, problem)
+        }
+    }
+}
+
+/// An open back end of a serial port; it stays open when the machine is reset.
+enum Backend {
+    Stdio,
+    File(Arc<File>),
+    None,
+}
+
+impl Backend {
+    fn open(option: &str, backend: &SerialBackend) -> Result<Self, Failure> {
+        match backend {
+            SerialBackend::Stdio => Ok(Self::Stdio),
+            SerialBackend::None => Ok(Self::None),
+            SerialBackend::File(path) => match File::create(path) {
+                Ok(file) => Ok(Self::File(Arc::new(file))),
+                Err(error) => {
+                    let problem = format!("{}; give a file that can be written", plain(&error));
+                    Err(Failure::bad_input(format!("{option} file:{}", path.display()), problem))
+                }
+            },
+        }
+    }
+
+    fn output(&self) -> SerialOutput {
+        match self {
+            Self::Stdio => Box::new(io::stdout()),
+            Self::File(file) => Box::new(Arc::clone(file)),
+            Self::None => Box::new(io::sink()),
+        }
+    }
+}
