@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 
 use chipset::local_apic::{Config, Effect, GeneralProtection, Interrupt, Ipi};
 use chipset::{LocalApic, Rate};
-use engine::{Completion, Event, Exit, PAGE_SIZE, Vcpu};
+use engine::{Completion, Event, Exit, PAGE_SIZE};
 use tlfs::msr;
 
 use crate::msr::MsrError;

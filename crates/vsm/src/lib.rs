@@ -8,6 +8,8 @@ mod config;
 mod cpuid;
 mod error;
 mod exit;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod hypercall;
 mod initial_context;
 mod intercept;

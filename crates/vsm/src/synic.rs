@@ -136,6 +136,7 @@ impl Synic {
     }
 
     /// Messages that wait for a slot.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn waiting(&self) -> usize {
         self.queue.len()
     }

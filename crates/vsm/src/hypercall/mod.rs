@@ -32,6 +32,7 @@ pub(crate) struct Call<'a> {
     /// Another VP that the call needs and that is stopped, after a handler asked for it by [`Stop::NeedsVp`].
     pub(crate) other: Option<&'a mut Vp>,
     /// The variable part of the header (TLFS 3.7.1).
+    #[cfg_attr(not(test), expect(dead_code, reason = "no call that is offered takes a variable header"))]
     pub(crate) variable: &'a [u64],
     /// Ticks of the clock.
     pub(crate) now: u64,

@@ -73,6 +73,8 @@ struct Extent {
     output: usize,
     /// The first element to do now and the one after the last: 0 and 0 for a simple call.
     reps: Range<usize>,
+    /// All elements of the call.
+    count: usize,
     /// An input element.
     input_element: usize,
     /// An output element; the whole output of a simple call.
@@ -90,15 +92,22 @@ impl Extent {
         let header = definition.header + variable;
         match definition.kind {
             Kind::Simple { .. } if count != 0 || start != 0 => Err(HvStatus::InvalidHypercallInput),
-            Kind::Simple { output } => {
-                Ok(Self { header, input: header, output, reps: 0..0, input_element: 0, output_element: output })
-            }
+            Kind::Simple { output } => Ok(Self {
+                header,
+                input: header,
+                output,
+                reps: 0..0,
+                count: 0,
+                input_element: 0,
+                output_element: output,
+            }),
             Kind::Rep { .. } if start >= count => Err(HvStatus::InvalidHypercallInput),
             Kind::Rep { input, output, batch } => Ok(Self {
                 header,
                 input: header + count * input,
                 output: count * output,
                 reps: start..count.min(start + batch),
+                count,
                 input_element: input,
                 output_element: output,
             }),
@@ -251,7 +260,6 @@ pub(super) fn execute(
                 (Ok(()), Err(Failed::Stop(Stop::Again))) => Ok(Outcome::Again(again)),
                 (Ok(()), Err(Failed::Stop(Stop::NeedsVp(index)))) => Ok(Outcome::NeedsVp(again, index)),
                 (Ok(()), Err(Failed::Stop(Stop::Status(status)))) => Ok(Outcome::Complete(result(status, done))),
-                (Ok(()), _) if next < usize::from(control.rep_count()) => Ok(Outcome::Again(again)),
                 (Ok(()), _) => Ok(Outcome::Complete(result(HvStatus::Success, done))),
             }
         }
@@ -294,5 +302,8 @@ fn run(
     let (fixed, variable) = header.split_at(definition.header);
     let variable = <[u64]>::ref_from_bytes(variable).map_err(|_| fit())?;
     let mut call = Call { vp, other, variable, now };
-    (definition.execute)(&mut call, fixed, elements, output, done).map_err(Failed::Stop)
+    (definition.execute)(&mut call, fixed, elements, output, done).map_err(Failed::Stop)?;
+    *done = extent.reps.len();
+    // The guest may take interrupts before the rest is done (TLFS 3.3).
+    if extent.reps.end < extent.count { Err(Failed::Stop(Stop::Again)) } else { Ok(()) }
 }
