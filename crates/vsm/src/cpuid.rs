@@ -83,4 +83,23 @@ mod tests {
             assert_eq!(granted.into_bits() & withheld.into_bits(), 0);
         }
     }
+
+    #[test]
+    fn leaves_tell_what_the_guest_may_use() {
+        let engine = std::sync::Arc::new(engine::fake::FakeEngine::new(&[]));
+        let partition = Partition::new(config(), engine, 1, None).unwrap();
+        let leaves = partition.cpuid();
+        assert!(leaves.iter().map(|leaf| leaf.leaf).eq(VENDOR..=HARDWARE_FEATURES));
+        assert_eq!(leaves[0].result, [0x4000_0006, 0x7263_694D, 0x666F_736F, 0x7648_2074], "Microsoft Hv");
+        assert_eq!(leaves[1].result[0], 0x3123_7648, "Hv#1");
+        let [eax, ebx, _, edx] = leaves[3].result;
+        // HV_PARTITION_PRIVILEGE_MASK: AccessVsm is bit 48, AccessVpRegisters 49, StartVirtualProcessor 53.
+        assert_eq!(u64::from(ebx) << 32 | u64::from(eax), partition.privileges().into_bits());
+        assert_eq!(ebx >> 16 & 0b10_0011, 0b10_0011);
+        // AccessSynicRegs, AccessHypercallMsrs and AccessVpIndex.
+        assert_eq!(eax & 0b110_0100, 0b110_0100);
+        // XMM input and output.
+        assert_eq!(edx & (1 << 4 | 1 << 15), 1 << 4 | 1 << 15);
+        assert_eq!(leaves[4].result[2], 46, "physical address bits");
+    }
 }

@@ -1,5 +1,8 @@
 //! The state in which a VP starts in a VTL: HV_INITIAL_VP_CONTEXT (TLFS 7.10.3, 15.15.4).
 
+#[cfg(test)]
+mod tests;
+
 use engine::registers::{CS, DS, ES, FS, GS, RSP, SS, Segment, SystemRegisters};
 use engine::{AddressSpace, Vcpu};
 use tlfs::HvStatus;
