@@ -85,11 +85,12 @@ fn states_that_no_processor_can_be_in_are_refused() {
         change(&mut context);
         assert_eq!(check(&context, false), Err(HvStatus::InvalidRegisterValue), "{what}");
     }
-    for (what, change) in [
-        ("CR4.PCIDE", (|context| context.cr4 = 1 << 17) as fn(&mut _)),
+    let changes: [Change; 3] = [
+        ("CR4.PCIDE", |context| context.cr4 = 1 << 17),
         ("RIP", |context| context.rip = 1 << 32),
         ("IDTR", |context| context.idtr.base = 1 << 32),
-    ] {
+    ];
+    for (what, change) in changes {
         let mut context = legacy_context();
         change(&mut context);
         assert_eq!(check(&context, false), Err(HvStatus::InvalidRegisterValue), "{what} of a 32-bit VTL");
