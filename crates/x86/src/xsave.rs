@@ -1,5 +1,9 @@
 //! Images of the x87 and SSE registers in memory: FXSAVE, FXRSTOR, XSAVE and their like (SDM Vol. 1, 10.5, chapter 13).
 
+mod instructions;
+
+pub(crate) use instructions::select;
+
 use engine::registers::FloatingRegisters;
 
 use crate::x87::Unit;

@@ -7,8 +7,8 @@ use crate::integer::operations::Binary;
 use crate::op::{Handler, Op};
 use crate::stop::Step;
 use crate::{
-    Cpu, control, cpuid, descriptor_table, interrupt, interrupt_return, io, msr, segment_register, supervisor, syscall,
-    transfer,
+    Cpu, control, cpuid, descriptor_table, interrupt, interrupt_return, io, msr, segment_register, sse, supervisor,
+    syscall, transfer, x87, xsave,
 };
 
 /// The handlers of one condition each, by the condition's number.
@@ -50,7 +50,7 @@ impl Selected {
 type Select = fn(&Instruction) -> Option<Handler>;
 
 /// The modules of plain handlers beside the integer instructions.
-const PLAIN: [Select; 1] = [io::select];
+const PLAIN: [Select; 4] = [sse::select, x87::select, xsave::select, io::select];
 
 /// The modules of system handlers.
 const SYSTEM: [Select; 10] = [

@@ -43,14 +43,26 @@ fn integral(number: Unpacked, rounding: Rounding) -> Integral {
     Integral { magnitude: (fixed >> 64) + u128::from(up), inexact: rest != 0, up }
 }
 
-/// Converts to a signed integer of `width` bits, 16, 32 or 64. What does not fit is invalid and gives the integer
+/// Converts to a signed integer of `width` bits, 16 to 64. What does not fit is invalid and gives the integer
 /// indefinite, the smallest number (SDM Vol. 1, 4.2.1.2, table 4-1).
+#[inline]
 pub(crate) fn to_integer<F: Format>(
     environment: &mut Environment,
     bits: F::Bits,
     rounding: Rounding,
     width: u32,
 ) -> i64 {
+    if environment.host
+        && rounding == Rounding::Zero
+        && let Some(value) = F::host_truncate(bits)
+        && value << (64 - width) >> (64 - width) == value
+    {
+        return value;
+    }
+    to_integer_slowly::<F>(environment, bits, rounding, width)
+}
+
+fn to_integer_slowly<F: Format>(environment: &mut Environment, bits: F::Bits, rounding: Rounding, width: u32) -> i64 {
     let number = F::operand(environment, bits);
     let magnitude = match number.class {
         Class::Zero => return 0,
@@ -77,6 +89,11 @@ fn integer_indefinite(environment: &mut Environment, width: u32) -> i64 {
 /// Converts a signed integer.
 #[inline]
 pub(crate) fn from_integer<F: Format>(environment: &mut Environment, value: i64) -> F::Bits {
+    if environment.host
+        && let Some(bits) = F::host_from_integer(value)
+    {
+        return bits;
+    }
     let significand = u128::from(value.unsigned_abs()) << 64;
     round::<F>(environment, Exact { sign: value < 0, exponent: 63, significand })
 }

@@ -1,5 +1,7 @@
 //! The formats of floating-point numbers (SDM Vol. 1, 4.2.2).
 
+use std::cmp::Ordering;
+
 use super::{Environment, Exceptions};
 
 /// What kind of number a bit pattern is.
@@ -103,6 +105,20 @@ pub(crate) trait Format {
     }
 
     fn host_square_root(_a: Self::Bits) -> Option<Self::Bits> {
+        None
+    }
+
+    fn host_from_integer(_value: i64) -> Option<Self::Bits> {
+        None
+    }
+
+    /// Converts to an integer of 63 bits, rounding to zero.
+    fn host_truncate(_a: Self::Bits) -> Option<i64> {
+        None
+    }
+
+    /// Compares. Nothing can be raised.
+    fn host_compare(_a: Self::Bits, _b: Self::Bits) -> Option<Ordering> {
         None
     }
 
@@ -232,6 +248,21 @@ macro_rules! interchange_format {
             #[inline]
             fn host_square_root(a: $bits) -> Option<$bits> {
                 super::host::$host::square_root(a)
+            }
+
+            #[inline]
+            fn host_from_integer(value: i64) -> Option<$bits> {
+                Some(super::host::$host::from_integer(value))
+            }
+
+            #[inline]
+            fn host_truncate(a: $bits) -> Option<i64> {
+                super::host::$host::truncate(a)
+            }
+
+            #[inline]
+            fn host_compare(a: $bits, b: $bits) -> Option<Ordering> {
+                super::host::$host::compare(a, b)
             }
         }
     };

@@ -68,6 +68,26 @@ macro_rules! host_operations {
                 }
                 result(<$float>::from_bits(a).sqrt())
             }
+
+            #[inline]
+            pub(crate) fn from_integer(value: i64) -> $bits {
+                (value as $float).to_bits()
+            }
+
+            #[inline]
+            pub(crate) fn truncate(a: $bits) -> Option<i64> {
+                const LIMIT: $float = (1u64 << 62) as $float;
+                let value = <$float>::from_bits(a);
+                (value.abs() < LIMIT).then_some(value as i64)
+            }
+
+            #[inline]
+            pub(crate) fn compare(a: $bits, b: $bits) -> Option<std::cmp::Ordering> {
+                if !(is_plain(a) && is_plain(b)) {
+                    return None;
+                }
+                <$float>::from_bits(a).partial_cmp(&<$float>::from_bits(b))
+            }
         }
     };
 }

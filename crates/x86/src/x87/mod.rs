@@ -7,13 +7,15 @@ mod arithmetic;
 mod compare;
 mod control;
 mod decimal;
-pub(crate) mod instructions;
+mod instructions;
 mod remainder;
 #[cfg(test)]
 mod tests;
 mod transcendental;
 mod transfer;
 mod wide;
+
+pub(crate) use instructions::select;
 
 use engine::registers::FloatingRegisters;
 

@@ -74,6 +74,13 @@ pub(crate) struct Store<T> {
     outcome: Outcome,
 }
 
+impl<T> Store<T> {
+    /// The same store of another representation of the value.
+    pub(super) fn map<U>(self, f: impl FnOnce(T) -> U) -> Store<U> {
+        Store { value: self.value.map(f), outcome: self.outcome }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Outcome {
     Computed(Environment),
