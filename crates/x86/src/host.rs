@@ -180,10 +180,21 @@ pub(crate) unsafe fn update128(target: *mut u8, mut change: impl FnMut(u128) -> 
 /// # Safety
 /// The bytes are valid for reads and writes, and aligned to their size; the host has CMPXCHG16B.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "cmpxchg16b")]
-// Inlined into a function without the feature, it would become a call of a library that may not be there.
-#[inline(never)]
 unsafe fn compare_exchange128(target: *mut u8, old: u128, new: u128) -> u128 {
-    // SAFETY: valid and aligned by the caller's word.
-    unsafe { std::arch::x86_64::cmpxchg16b(target.cast(), old, new, Ordering::SeqCst, Ordering::SeqCst) }
+    let (mut low, mut high) = (old as u64, (old >> 64) as u64);
+    // SAFETY: valid and aligned by the caller's word. RBX, which the compiler keeps to itself, is put back.
+    unsafe {
+        std::arch::asm!(
+            "xchg rbx, rsi",
+            "lock cmpxchg16b [rdi]",
+            "mov rbx, rsi",
+            // Not left to the compiler, which might choose RBX.
+            inout("rsi") new as u64 => _,
+            in("rdi") target,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+        );
+    }
+    u128::from(high) << 64 | u128::from(low)
 }
