@@ -1,23 +1,42 @@
-//! Placeholder.
+//! Checks a hypervisor's Virtual Secure Mode against its specification, from inside a guest.
+//!
+//! The protocol of the lines that it prints is in the guests' README.
 #![no_std]
 #![no_main]
-use runtime::{exceptions, port, println, user};
+
+mod checks;
+mod probes;
+mod secure;
+mod suite;
+
+use runtime::{interface, port, println};
+
+/// Exit code: nothing failed.
+const EXIT_PASSED: u8 = 0;
+/// Exit code: a check failed.
+const EXIT_FAILED: u8 = 1;
+/// Exit code: there is no Virtual Secure Mode here; the checks that need none passed.
+const EXIT_SKIPPED: u8 = 2;
+/// Exit code: a VTL did not come back.
+const EXIT_STUCK: u8 = 4;
+
 runtime::entry!(main);
+
 fn main() -> ! {
-    println!("hello from {}", runtime::multiboot::command_line());
-    let e = exceptions::catch(|| unsafe { core::arch::asm!("ud2") });
-    println!("{:?}", e.map_err(|e| e.vector));
-    println!("{:?}", exceptions::catch(|| unsafe { *(0x100_0000_0000 as *const u8) }).unwrap_err());
-    extern "C" fn f(x: u64) -> u64 {
-        x + 1
+    println!("conformance 1");
+    let absent = interface::detect().err();
+    let groups = if absent.is_some() { checks::WITHOUT_HYPERVISOR } else { checks::ALL };
+    let summary = suite::run(groups);
+    if let Some(absent) = absent {
+        println!("absent {absent}");
     }
-    println!("{:?}", unsafe { user::call(f, 41) });
-    extern "C" fn g(x: u64) -> u64 {
-        unsafe { core::arch::asm!("cli") };
-        x + 1
-    }
-    println!("{}", unsafe { user::call(g, 41) }.unwrap_err());
-    println!("{:?}", runtime::interface::detect());
-    println!("{:?}", exceptions::catch(|| panic!("boo")).map_err(|e| e.vector));
-    port::exit(0)
+    println!(
+        "summary passed={} failed={} skipped={} unenforceable={}",
+        summary.passed, summary.failed, summary.skipped, summary.unenforceable
+    );
+    port::exit(match absent {
+        _ if summary.failed != 0 => EXIT_FAILED,
+        Some(_) => EXIT_SKIPPED,
+        None => EXIT_PASSED,
+    })
 }

@@ -24,7 +24,7 @@ pub fn authenticate(key: &Key, message: &[u8]) -> u64 {
         key[0] ^ 0x6C79_6765_6E65_7261,
         key[1] ^ 0x7465_6462_7974_6573,
     ];
-    let mut absorb = |word: u64, v: &mut [u64; 4]| {
+    let absorb = |word: u64, v: &mut [u64; 4]| {
         v[3] ^= word;
         round(v);
         round(v);

@@ -8,7 +8,7 @@ use crate::cell::Global;
 use crate::exceptions::{Exception, VECTOR_STRIDE, runtime_vectors};
 use crate::pages::Page;
 use crate::registers::{msr, write_msr};
-use crate::vtl::Handler;
+use crate::vtl::{BIRTH_REGISTERS, Handler};
 
 /// How many VTLs a guest can use.
 pub const VTLS: usize = 3;
@@ -109,6 +109,8 @@ pub struct Context {
     pub(crate) exception: Option<Exception>,
     /// What the VTL does when it is entered.
     pub(crate) handler: Option<Handler>,
+    /// What [`BIRTH_REGISTERS`] held when the VTL began.
+    pub birth: [u64; BIRTH_REGISTERS.len()],
     /// How often each interrupt vector was taken.
     pub interrupts: [u32; 256],
 
@@ -146,6 +148,7 @@ const fn context(vtl: u8) -> Context {
         vtl,
         exception: None,
         handler: None,
+        birth: [0; BIRTH_REGISTERS.len()],
         interrupts: [0; 256],
         gdt: [0; 8],
         task: TaskState {
@@ -279,6 +282,14 @@ pub(crate) fn start_boot_vtl() {
         asm!("ltr {:x}", in(reg) TASK, options(nostack, preserves_flags));
         write_msr(msr::GS_BASE, tables.context);
     }
+}
+
+/// The page that the next exception or interrupt in a VTL pushes its frame to.
+#[must_use]
+pub fn exception_frame_page(vtl: u8) -> u64 {
+    // SAFETY: this only takes an address.
+    let stack = unsafe { &raw const (*of(vtl)).exception_stack } as u64;
+    stack + EXCEPTION_STACK as u64 - crate::pages::PAGE_SIZE as u64
 }
 
 /// Lets a VTL have another interrupt gate than the runtime's; `None` marks the gate as not present.

@@ -7,7 +7,7 @@ use tlfs::{HvStatus, InputVtl, RegisterName};
 
 use crate::calls::get_register;
 use crate::context;
-use crate::registers::{cpuid as read_cpuid, write_msr};
+use crate::registers::{cpuid as read_cpuid, read_msr, write_msr};
 
 /// What the guest says that it is: an open source system of no vendor.
 pub const GUEST_OS_ID: u64 =
@@ -71,6 +71,13 @@ pub fn detect() -> Result<Features, Absent> {
         }
     }
     Ok(features)
+}
+
+/// The index of the virtual processor.
+#[must_use]
+pub fn vp_index() -> u32 {
+    // SAFETY: every hypervisor with this interface has the register (TLFS 3.13).
+    unsafe { read_msr(msr::VP_INDEX) as u32 }
 }
 
 /// Names the guest and lays the hypercall page over the VTL's own page for it (TLFS 3.13).

@@ -128,9 +128,23 @@ runtime_vtl_start:
 /// The control input of a fast return (TLFS 15.7.1.1).
 pub const FAST_RETURN: u64 = 1;
 
+/// Model-specific registers that a VTL above 0 looks at before it sets anything up.
+pub const BIRTH_REGISTERS: [u32; 8] = [
+    tlfs::msr::GUEST_OS_ID,
+    tlfs::msr::HYPERCALL,
+    tlfs::msr::VP_ASSIST_PAGE,
+    tlfs::msr::SCONTROL,
+    tlfs::msr::SIMP,
+    tlfs::msr::SIEFP,
+    tlfs::msr::SINT0,
+    msr::LSTAR,
+];
+
 /// Sets up the interface of the VTL that runs, as its first act, and makes the first return a fast one.
 extern "C" fn initialize() {
     let vtl = context::current_vtl();
+    // SAFETY: the context is valid; a hypervisor with VTLs has these registers.
+    unsafe { (*context::current()).birth = BIRTH_REGISTERS.map(|register| read_msr(register)) };
     interface::enable_hypercalls();
     if let Err(status) = interface::find_vtl_sequences() {
         println!("VTL{vtl}: no way back: {status}");
@@ -223,7 +237,7 @@ pub fn set_handler(vtl: u8, handler: Handler) {
 pub fn start(vtl: u8, page_tables: u64, handler: Handler) -> Result<(), HvStatus> {
     let tables = context::prepare(vtl);
     set_handler(vtl, handler);
-    enable_vp_vtl(PARTITION_SELF, calls::VP_SELF, vtl, &initial_context(&tables, page_tables))?;
+    enable_vp_vtl(PARTITION_SELF, interface::vp_index(), vtl, &initial_context(&tables, page_tables))?;
     call(&mut Registers::default());
     Ok(())
 }

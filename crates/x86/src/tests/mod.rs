@@ -3,6 +3,7 @@
 mod flow;
 mod integer;
 mod modified_code;
+mod system;
 
 use std::sync::Arc;
 

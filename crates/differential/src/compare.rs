@@ -1,0 +1,95 @@
+//! What must be equal after a case.
+
+use std::fmt::Write;
+
+use iced_x86::{Code, Instruction, RflagsBits};
+
+use crate::layout::DATA;
+use crate::state::{State, Trap};
+
+/// Differences between what the host (`expected`) and the software processor (`actual`) made of an instruction, one
+/// line each; empty if there are none.
+#[must_use]
+pub fn differences(instruction: &Instruction, expected: &(State, Trap), actual: &(State, Trap)) -> String {
+    let mut text = String::new();
+    let mut report = |name: &str, expected: u128, actual: u128| {
+        if expected != actual {
+            let _ = writeln!(text, "    {name}: host {expected:#x}, here {actual:#x}");
+        }
+    };
+    let (host, here) = (&expected.0, &actual.0);
+    report("exception", expected.1.vector.into(), actual.1.vector.into());
+    report("error code", expected.1.error_code.into(), actual.1.error_code.into());
+    report("fault address", expected.1.address.into(), actual.1.address.into());
+    for (index, (&host, &here)) in host.gpr.iter().zip(&here.gpr).enumerate() {
+        report(&format!("gpr {index}"), host.into(), here.into());
+    }
+    report("rip", host.rip.into(), here.rip.into());
+    let flags = !undefined_flags(instruction) & COMPARED_FLAGS;
+    report("rflags", (host.rflags & flags).into(), (here.rflags & flags).into());
+    report("fcw", host.fcw.into(), here.fcw.into());
+    let status = !undefined_status(instruction);
+    report("fsw", (host.fsw & status).into(), (here.fsw & status).into());
+    report("ftw", host.ftw.into(), here.ftw.into());
+    report("mxcsr", host.mxcsr.into(), here.mxcsr.into());
+    let tolerance = tolerance(instruction);
+    for index in 0..8 {
+        let (host, here) = (host.st[index] & EXTENDED, here.st[index] & EXTENDED);
+        if host.abs_diff(here) > tolerance {
+            report(&format!("st({index})"), host, here);
+        }
+    }
+    for (index, (&host, &here)) in host.xmm.iter().zip(&here.xmm).enumerate() {
+        report(&format!("xmm{index}"), host, here);
+    }
+    for (index, (host, here)) in host.data.chunks(8).zip(here.data.chunks(8)).enumerate() {
+        let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |value, &byte| value << 8 | u128::from(byte));
+        report(&format!("[{:#x}]", DATA + index as u64 * 8), word(host), word(here));
+    }
+    text
+}
+
+/// An x87 register's bits.
+const EXTENDED: u128 = (1 << 80) - 1;
+/// Arithmetic flags and DF; RF is a fault handler's business.
+const COMPARED_FLAGS: u64 = 0xCD5;
+
+fn undefined_flags(instruction: &Instruction) -> u64 {
+    let bits = instruction.rflags_undefined();
+    let flag = |bit: u32, mask: u64| if bits & bit != 0 { mask } else { 0 };
+    flag(RflagsBits::CF, 0x1)
+        | flag(RflagsBits::PF, 0x4)
+        | flag(RflagsBits::AF, 0x10)
+        | flag(RflagsBits::ZF, 0x40)
+        | flag(RflagsBits::SF, 0x80)
+        | flag(RflagsBits::OF, 0x800)
+}
+
+/// Condition codes that the manuals leave undefined.
+fn undefined_status(instruction: &Instruction) -> u16 {
+    const C0: u16 = 1 << 8;
+    const C1: u16 = 1 << 9;
+    const C2: u16 = 1 << 10;
+    const C3: u16 = 1 << 14;
+    let bits = instruction.rflags_undefined();
+    let flag = |bit: u32, mask: u16| if bits & bit != 0 { mask } else { 0 };
+    let undefined =
+        flag(RflagsBits::C0, C0) | flag(RflagsBits::C1, C1) | flag(RflagsBits::C2, C2) | flag(RflagsBits::C3, C3);
+    if tolerance(instruction) > 0 { undefined | C1 } else { undefined }
+}
+
+/// Units in the last place by which a transcendental function may differ: both processors are within one of the exact
+/// result (SDM Vol. 1 8.3.10).
+fn tolerance(instruction: &Instruction) -> u128 {
+    match instruction.code() {
+        Code::F2xm1
+        | Code::Fyl2x
+        | Code::Fyl2xp1
+        | Code::Fptan
+        | Code::Fpatan
+        | Code::Fsin
+        | Code::Fcos
+        | Code::Fsincos => 2,
+        _ => 0,
+    }
+}

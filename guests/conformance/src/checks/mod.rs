@@ -1,0 +1,79 @@
+//! The checks, by subject. Groups are in the order in which a guest gets at what they need.
+
+mod harness;
+mod discovery;
+mod msr_hypercall;
+mod msr_synthetic;
+mod parser;
+mod parser_registers;
+mod environment;
+mod enable_partition;
+mod enable_vp;
+mod vtl_call;
+mod vtl_return;
+mod private;
+mod private_synthetic;
+mod shared;
+mod registers_read;
+mod registers_write;
+mod registers_vsm;
+mod protection_config;
+mod protection;
+mod protection_rules;
+mod mode_based;
+mod overlay;
+mod intercept_message;
+mod intercept_access;
+mod intercept_delivery;
+mod translate;
+mod translate_lower;
+mod third_vtl;
+mod third_vtl_memory;
+mod locked;
+
+use crate::suite::{Group, Outcome};
+
+const fn group(prepare: fn() -> Outcome, checks: &'static [crate::suite::Check]) -> Group {
+    Group { prepare, checks }
+}
+
+fn nothing() -> Outcome {
+    Ok(())
+}
+
+/// What can be checked on any processor: that the guest's own means work.
+pub const WITHOUT_HYPERVISOR: &[Group] = &[group(nothing, harness::CHECKS)];
+
+/// Everything.
+pub const ALL: &[Group] = &[
+    group(nothing, harness::CHECKS),
+    group(nothing, discovery::CHECKS),
+    group(nothing, msr_hypercall::CHECKS),
+    group(nothing, msr_synthetic::CHECKS),
+    group(parser::prepare, parser::CHECKS),
+    group(parser::prepare, parser_registers::CHECKS),
+    group(parser::prepare, environment::CHECKS),
+    group(nothing, enable_partition::CHECKS),
+    group(enable_partition::prepare, enable_vp::CHECKS),
+    group(enable_vp::prepare, vtl_call::CHECKS),
+    group(nothing, vtl_return::CHECKS),
+    group(nothing, private::CHECKS),
+    group(nothing, private_synthetic::CHECKS),
+    group(nothing, shared::CHECKS),
+    group(nothing, registers_read::CHECKS),
+    group(nothing, registers_write::CHECKS),
+    group(nothing, registers_vsm::CHECKS),
+    group(nothing, protection_config::CHECKS),
+    group(protection_config::prepare, protection::CHECKS),
+    group(nothing, protection_rules::CHECKS),
+    group(nothing, mode_based::CHECKS),
+    group(nothing, overlay::CHECKS),
+    group(nothing, intercept_message::CHECKS),
+    group(nothing, intercept_access::CHECKS),
+    group(nothing, intercept_delivery::CHECKS),
+    group(nothing, translate::CHECKS),
+    group(nothing, translate_lower::CHECKS),
+    group(third_vtl::prepare, third_vtl::CHECKS),
+    group(nothing, third_vtl_memory::CHECKS),
+    group(nothing, locked::CHECKS),
+];
