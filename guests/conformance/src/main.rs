@@ -5,6 +5,7 @@
 #![no_main]
 
 mod checks;
+mod details;
 mod probes;
 mod secure;
 mod suite;

@@ -5,7 +5,6 @@ use runtime::calls::{self, MOST_PAGES, PARTITION_SELF, VP_SELF, header, protect_
 use runtime::cell::Global;
 use runtime::context::VTLS;
 use runtime::exceptions::{self, Exception};
-use runtime::hypercall::{RAX, RCX};
 use runtime::vtl::{self, Entry, assist_page, run_in};
 use runtime::{context, messages, port, println};
 use tlfs::assist_page::VtlEntryReason;
@@ -36,8 +35,6 @@ const MOST_INTERCEPTS: u32 = 1000;
 pub enum Policy {
     /// Gives the page back, so that the access succeeds when it is retried.
     Grant,
-    /// Lets the lower VTL go on behind the instruction.
-    Skip,
     /// Lets the lower VTL go on at this address.
     Redirect(u64),
     /// Makes the instruction raise #GP.
@@ -53,12 +50,22 @@ struct Watch {
     interrupts: u32,
     /// The reason of the last of them.
     reason: VtlEntryReason,
+    /// RAX and RCX as that entry stored them in the VP assist page.
+    return_registers: (u64, u64),
     /// A function that replaces the usual treatment of a VTL call.
     on_call: Option<fn(&mut Entry<'_>)>,
 }
 
 impl Watch {
-    const NEW: Self = Self { policy: Policy::Grant, messages: ArrayVec::new_const(), count: 0, interrupts: 0, reason: VtlEntryReason::Reserved, on_call: None };
+    const NEW: Self = Self {
+        policy: Policy::Grant,
+        messages: ArrayVec::new_const(),
+        count: 0,
+        interrupts: 0,
+        reason: VtlEntryReason::Reserved,
+        return_registers: (0, 0),
+        on_call: None,
+    };
 }
 
 static WATCHES: Global<[Watch; VTLS]> = Global::new([const { Watch::NEW }; VTLS]);
@@ -84,6 +91,7 @@ pub fn serve(entry: &mut Entry<'_>) {
     }
     watch(vtl).interrupts += 1;
     watch(vtl).reason = entry.reason;
+    watch(vtl).return_registers = return_registers();
     let mut any = false;
     while let Some(message) = messages::take(0) {
         any = true;
@@ -122,18 +130,10 @@ fn note(vtl: u8, message: &Message) {
 fn apply(policy: Policy, lower: u8, details: &MemoryIntercept) -> Result<(), HvStatus> {
     match policy {
         Policy::Grant => calls::protect(target(lower), ALL, [details.guest_physical_address >> 12]),
-        Policy::Skip => {
-            let length = details.header.instruction_length_and_cr8.instruction_length();
-            set_rip(lower, details.header.rip + u64::from(length))
-        }
-        Policy::Redirect(address) => set_rip(lower, address),
+        // SAFETY: the checks say where their code goes on.
+        Policy::Redirect(address) => unsafe { set_register(target(lower), RegisterName::Rip, address) },
         Policy::Fault => inject(lower, exceptions::GENERAL_PROTECTION, Some(0)),
     }
-}
-
-fn set_rip(lower: u8, address: u64) -> Result<(), HvStatus> {
-    // SAFETY: the checks say where their code goes on.
-    unsafe { set_register(target(lower), RegisterName::Rip, address) }
 }
 
 /// Queues an exception for a lower VTL (TLFS 15.13.3).
@@ -145,7 +145,11 @@ pub fn inject(lower: u8, vector: u8, error_code: Option<u32>) -> Result<(), HvSt
         .with_error_code(error_code.unwrap_or(0));
     // SAFETY: the lower VTL catches the exception.
     unsafe {
-        calls::set_register_of(header(PARTITION_SELF, VP_SELF, target(lower)), RegisterName::PendingEvent0, event.into())
+        calls::set_register_of(
+            header(PARTITION_SELF, VP_SELF, target(lower)),
+            RegisterName::PendingEvent0,
+            event.into(),
+        )
     }
 }
 
@@ -156,7 +160,8 @@ pub fn in_vtl1<R>(function: impl FnOnce() -> R) -> Outcome<R> {
 
 /// Runs `function` in a VTL.
 pub fn in_vtl<R>(vtl: u8, function: impl FnOnce() -> R) -> Outcome<R> {
-    run_in(vtl, function).map_err(|exception| Verdict::new(Kind::Fail, format_args!("in VTL{vtl}: unexpected {exception}")))
+    run_in(vtl, function)
+        .map_err(|exception| Verdict::new(Kind::Fail, format_args!("in VTL{vtl}: unexpected {exception}")))
 }
 
 /// Replaces what a VTL does on the VTL calls that follow, until the check ends or [`serve_requests`].
@@ -202,6 +207,8 @@ pub struct Seen {
     pub interrupts: u32,
     /// The reason that the last of them gave.
     pub reason: VtlEntryReason,
+    /// RAX and RCX as that entry stored them in the VP assist page.
+    pub return_registers: (u64, u64),
 }
 
 impl Seen {
@@ -209,7 +216,9 @@ impl Seen {
     pub fn only(&self) -> Outcome<MemoryIntercept> {
         match self.messages.as_slice() {
             [message] => memory_intercept(message),
-            messages => Err(Verdict::new(Kind::Fail, format_args!("{} intercept messages, expected 1", messages.len()))),
+            messages => {
+                Err(Verdict::new(Kind::Fail, format_args!("{} intercept messages, expected 1", messages.len())))
+            }
         }
     }
 
@@ -236,7 +245,8 @@ pub fn watch_in(vtl: u8, policy: Policy, function: impl FnOnce()) -> Seen {
     *watch(vtl) = Watch { policy, ..Watch::NEW };
     let outcome = exceptions::catch(function);
     let seen = core::mem::replace(watch(vtl), Watch::NEW);
-    Seen { outcome, messages: seen.messages, interrupts: seen.interrupts, reason: seen.reason }
+    let Watch { messages, interrupts, reason, return_registers, .. } = seen;
+    Seen { outcome, messages, interrupts, reason, return_registers }
 }
 
 /// Lets VTL0 do something while VTL1 treats intercepts by `policy`.
@@ -277,9 +287,4 @@ pub fn set_return_registers(rax: u64, rcx: u64) {
         (&raw mut (*assist_page()).vtl_control.vtl_return)
             .write_volatile(tlfs::assist_page::VtlReturnRegisters { rax, rcx });
     }
-}
-
-/// RAX and RCX as the VTL below left them.
-pub fn switch_registers(entry: &Entry<'_>) -> (u64, u64) {
-    (entry.registers.general[RAX], entry.registers.general[RCX])
 }

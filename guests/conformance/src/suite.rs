@@ -2,23 +2,19 @@
 
 use core::fmt::{self, Write};
 
-use arrayvec::ArrayString;
 use runtime::exceptions::{self, Exception, PANIC_VECTOR};
 use runtime::registers::read_msr;
 use runtime::{context, multiboot, println};
 use tlfs::HvStatus;
 use tlfs::msr::TIME_REF_COUNT;
 
-use crate::secure;
-
-/// The longest detail that a verdict carries, in bytes.
-const DETAIL: usize = 200;
+use crate::{details, secure};
 
 /// Why a check did not pass.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Verdict {
     kind: Kind,
-    detail: ArrayString<DETAIL>,
+    detail: &'static str,
 }
 
 /// The kinds of verdict that are not "pass".
@@ -35,23 +31,7 @@ pub enum Kind {
 impl Verdict {
     /// A verdict with its reason.
     pub fn new(kind: Kind, detail: fmt::Arguments<'_>) -> Self {
-        let mut text = ArrayString::new();
-        // What does not fit is cut off.
-        let _ = write!(Cutting(&mut text), "{detail}");
-        Self { kind, detail: text }
-    }
-}
-
-/// Writes as much as fits, on one line.
-struct Cutting<'a>(&'a mut ArrayString<DETAIL>);
-
-impl Write for Cutting<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for character in text.chars() {
-            let character = if character == '\n' { ' ' } else { character };
-            self.0.try_push(character).map_err(|_| fmt::Error)?;
-        }
-        Ok(())
+        Self { kind, detail: details::keep(detail) }
     }
 }
 
@@ -107,11 +87,11 @@ macro_rules! checks {
 /// Fails the check unless a condition holds.
 macro_rules! ensure {
     ($condition:expr) => {
-        ensure!($condition, "{} does not hold", stringify!($condition))
+        $crate::suite::ensure!($condition, "{} does not hold", stringify!($condition))
     };
     ($condition:expr, $($detail:tt)*) => {
         if !$condition {
-            fail!($($detail)*)
+            $crate::suite::fail!($($detail)*)
         }
     };
 }
@@ -121,7 +101,7 @@ macro_rules! ensure_eq {
     ($found:expr, $expected:expr) => {{
         let (found, expected) = (&$found, &$expected);
         if found != expected {
-            fail!("{} is {found:x?}, expected {expected:x?}", stringify!($found))
+            $crate::suite::fail!("{} is {found:x?}, expected {expected:x?}", stringify!($found))
         }
     }};
 }
@@ -201,14 +181,18 @@ fn wanted(check: &Check) -> bool {
     let Some(text) = multiboot::command_line().split_whitespace().find_map(|word| word.strip_prefix("only=")) else {
         return true;
     };
-    let mut name = ArrayString::<DETAIL>::new();
-    // Names are shorter than that.
-    let _ = write!(name, "{}", Name(check.name));
-    name.contains(text) || check.section.starts_with(text)
+    let text = text.as_bytes();
+    let letters = |letter: &u8| if *letter == b'_' { b'-' } else { *letter };
+    check.section.as_bytes().starts_with(text)
+        || check
+            .name
+            .as_bytes()
+            .windows(text.len().max(1))
+            .any(|part| part.iter().map(letters).eq(text.iter().copied()))
 }
 
 fn run_check(check: &Check, ready: &Outcome) -> Outcome {
-    ready.clone()?;
+    (*ready)?;
     let outcome = exceptions::catch(check.run).unwrap_or_else(|exception| Err(exception.into()));
     let vtl = context::current_vtl();
     if vtl != 0 {
@@ -236,7 +220,7 @@ pub fn run(groups: &[Group]) -> Summary {
                 Err(Verdict { kind: Kind::Unenforceable, .. }) => (&mut summary.unenforceable, "unenforceable"),
             };
             *counter += 1;
-            let detail = outcome.as_ref().err().map_or("", |verdict| verdict.detail.as_str());
+            let detail = outcome.as_ref().err().map_or("", |verdict| verdict.detail);
             println!("check {} {} {word} {time} {detail}", check.section, Name(check.name));
         }
     }

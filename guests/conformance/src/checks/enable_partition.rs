@@ -73,8 +73,7 @@ fn code_page_offsets_lie_in_the_page() -> Outcome {
 fn code_page_offsets_are_read_only() -> Outcome {
     let before = own(RegisterName::VsmCodePageOffsets)?;
     // SAFETY: the call is refused.
-    let result =
-        unsafe { runtime::calls::set_register(InputVtl::CURRENT, RegisterName::VsmCodePageOffsets, before) };
+    let result = unsafe { runtime::calls::set_register(InputVtl::CURRENT, RegisterName::VsmCodePageOffsets, before) };
     ensure_refused(result)?;
     ensure_eq!(own(RegisterName::VsmCodePageOffsets)?, before);
     Ok(())

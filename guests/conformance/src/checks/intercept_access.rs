@@ -6,7 +6,7 @@ use runtime::exceptions::{BREAKPOINT, catch};
 use runtime::pages::{self, PAGE_SIZE};
 use runtime::paging::{ACCESSED, DIRTY, PageTables, WRITABLE, flush};
 use runtime::{context, hypercall};
-use tlfs::intercept::InterceptAccessType::{Execute, Read, Write};
+use tlfs::intercept::InterceptAccessType as Access;
 use tlfs::{HvStatus, RegisterName};
 
 use super::harness::{WINDOW, window};
@@ -51,7 +51,7 @@ fn push_onto_a_protected_stack() -> Outcome {
     seen.outcome?;
     let details = seen.only()?;
     ensure_eq!(details.header.rip, &raw const probes::probe_push_instruction as u64);
-    ensure_eq!((details.header.access_type, details.guest_physical_address), (Write, page + SIZE - 8));
+    ensure_eq!((details.header.access_type, details.guest_physical_address), (Access::Write, page + SIZE - 8));
     ensure_eq!(probes::read(page + SIZE - 8), 0x77);
     Ok(())
 }
@@ -76,7 +76,7 @@ fn call_onto_a_protected_stack() -> Outcome {
     });
     seen.outcome?;
     let details = seen.only()?;
-    ensure_eq!((details.header.access_type, details.guest_physical_address), (Write, page + SIZE - 8));
+    ensure_eq!((details.header.access_type, details.guest_physical_address), (Access::Write, page + SIZE - 8));
     Ok(())
 }
 
@@ -89,7 +89,7 @@ fn read_modify_write_is_a_write() -> Outcome {
         unsafe { asm!("add qword ptr [{}], 7", in(reg) page + 8) };
     });
     seen.outcome?;
-    ensure_eq!(seen.only()?.header.access_type, Write);
+    ensure_eq!(seen.only()?.header.access_type, Access::Write);
     ensure_eq!(probes::read(page + 8), 12);
     Ok(())
 }
@@ -102,7 +102,7 @@ fn locked_read_modify_write_is_a_write() -> Outcome {
     // SAFETY: the page is the check's own.
     let seen = intercepts(Policy::Grant, || old = unsafe { probes::probe_exchange(page + 8, 7) });
     seen.outcome?;
-    ensure_eq!((seen.only()?.header.access_type, old), (Write, 5));
+    ensure_eq!((seen.only()?.header.access_type, old), (Access::Write, 5));
     ensure_eq!(probes::read(page + 8), 12);
     Ok(())
 }
@@ -122,7 +122,7 @@ fn string_instruction_stops_at_the_protected_page() -> Outcome {
     seen.outcome?;
     let details = seen.only()?;
     ensure_eq!(details.header.rip, &raw const probes::probe_copy_instruction as u64);
-    ensure_eq!((details.header.access_type, details.guest_physical_address), (Write, to + SIZE));
+    ensure_eq!((details.header.access_type, details.guest_physical_address), (Access::Write, to + SIZE));
     ensure_eq!(left, 0);
     for offset in (0..BYTES).step_by(8) {
         ensure_eq!(probes::read(start + offset), probes::read(from + offset));
@@ -138,7 +138,7 @@ fn access_across_pages_has_no_effect_before_it_is_allowed() -> Outcome {
     let seen = intercepts(Policy::Redirect(behind), || probes::write(first + SIZE - 4, u64::MAX));
     seen.outcome?;
     let details = seen.only()?;
-    ensure_eq!((details.header.access_type, details.guest_physical_address), (Write, first + SIZE));
+    ensure_eq!((details.header.access_type, details.guest_physical_address), (Access::Write, first + SIZE));
     ensure_eq!((probes::read(first + SIZE - 8), probes::read(first + SIZE)), (0, 0));
     Ok(())
 }
@@ -154,7 +154,7 @@ fn execution_runs_into_a_protected_page() -> Outcome {
     let seen = intercepts(Policy::Grant, || result = probes::execute(first + SIZE - 8));
     seen.outcome?;
     let details = seen.only()?;
-    ensure_eq!((details.header.access_type, details.header.rip), (Execute, first + SIZE));
+    ensure_eq!((details.header.access_type, details.header.rip), (Access::Execute, first + SIZE));
     ensure_eq!((details.guest_physical_address, result), (first + SIZE, probes::PLANTED_RESULT));
     Ok(())
 }
@@ -168,7 +168,7 @@ fn instruction_across_pages() -> Outcome {
     let seen = intercepts(Policy::Grant, || result = probes::execute(first + SIZE - 2));
     seen.outcome?;
     let details = seen.only()?;
-    ensure_eq!((details.header.access_type, details.header.rip), (Execute, first + SIZE - 2));
+    ensure_eq!((details.header.access_type, details.header.rip), (Access::Execute, first + SIZE - 2));
     ensure_eq!((details.guest_physical_address, result), (first + SIZE, probes::PLANTED_RESULT));
     Ok(())
 }
@@ -189,7 +189,7 @@ fn page_walk_reads_a_protected_table() -> Outcome {
     let seen = intercepts(Policy::Grant, || value = probes::read(WINDOW));
     seen.outcome?;
     let details = seen.first()?;
-    ensure!([Read, Write].contains(&details.header.access_type), "{:?}", details.header.access_type);
+    ensure!([Access::Read, Access::Write].contains(&details.header.access_type), "{:?}", details.header.access_type);
     ensure_eq!(details.guest_physical_address & !7, entry as u64);
     if details.memory_access_info.gva_valid() {
         ensure_eq!(details.guest_virtual_address & !(SIZE - 1), WINDOW);
@@ -207,7 +207,7 @@ fn ensure_table_write(present: u64, access: fn(), bit: u64) -> Outcome {
     let seen = intercepts(Policy::Grant, access);
     seen.outcome?;
     let details = seen.only()?;
-    ensure_eq!((details.header.access_type, details.guest_physical_address & !7), (Write, entry as u64));
+    ensure_eq!((details.header.access_type, details.guest_physical_address & !7), (Access::Write, entry as u64));
     // SAFETY: the entry is in the guest's own tables.
     ensure!(unsafe { entry.read_volatile() } & bit != 0, "the bit was not set");
     Ok(())
@@ -260,7 +260,7 @@ fn processor_reads_a_descriptor_from_a_protected_page() -> Outcome {
     unsafe { probes::probe_load_fs(0) };
     seen.outcome?;
     let details = seen.first()?;
-    ensure_eq!(details.header.access_type, Read);
+    ensure_eq!(details.header.access_type, Access::Read);
     ensure_eq!(details.guest_physical_address & !7, page + u64::from(context::KERNEL_DATA));
     ensure_eq!(details.header.rip, probes::probe_load_fs as *const () as u64);
     Ok(())
@@ -291,7 +291,7 @@ fn processor_reads_a_gate_from_a_protected_page() -> Outcome {
     });
     seen.outcome?;
     let details = seen.first()?;
-    ensure_eq!(details.header.access_type, Read);
+    ensure_eq!(details.header.access_type, Access::Read);
     ensure_eq!(details.guest_physical_address & !15, page + u64::from(BREAKPOINT) * 16);
     ensure_breakpoint(outcome)
 }
@@ -309,7 +309,7 @@ fn delivery_intercept() -> Outcome<tlfs::intercept::MemoryIntercept> {
 fn event_is_delivered_onto_a_protected_stack() -> Outcome {
     let details = delivery_intercept()?;
     let page = context::exception_frame_page(0);
-    ensure_eq!((details.header.access_type, details.guest_physical_address & !(SIZE - 1)), (Write, page));
+    ensure_eq!((details.header.access_type, details.guest_physical_address & !(SIZE - 1)), (Access::Write, page));
     Ok(())
 }
 
@@ -327,7 +327,7 @@ fn ensure_parameter_caught(flags: u32, input: bool) -> Outcome {
     let seen = intercepts(Policy::Grant, || status = call.call(get(2)).status());
     seen.outcome?;
     let details = seen.only()?;
-    let expected = if input { Read } else { Write };
+    let expected = if input { Access::Read } else { Access::Write };
     ensure_eq!((details.header.access_type, details.guest_physical_address & !(SIZE - 1)), (expected, page));
     let entry = hypercall::entry();
     ensure!((entry..entry + SIZE).contains(&details.header.rip), "RIP is {:#x}", details.header.rip);
@@ -366,7 +366,7 @@ fn sse_access_is_protected() -> Outcome {
     });
     seen.outcome?;
     let details = seen.only()?;
-    ensure_eq!((details.header.access_type, details.guest_physical_address), (Read, page + 16));
+    ensure_eq!((details.header.access_type, details.guest_physical_address), (Access::Read, page + 16));
     ensure_eq!((low, high), (0x1111, 0x2222));
     Ok(())
 }
@@ -380,7 +380,7 @@ fn fxsave_onto_a_protected_page() -> Outcome {
     });
     seen.outcome?;
     let details = seen.only()?;
-    ensure_eq!((details.header.access_type, details.guest_physical_address & !(SIZE - 1)), (Write, page));
+    ensure_eq!((details.header.access_type, details.guest_physical_address & !(SIZE - 1)), (Access::Write, page));
     // The mask of MXCSR's bits is never zero.
     ensure!(probes::read(page + 512 + 24) >> 32 != 0);
     Ok(())

@@ -1,6 +1,7 @@
 //! How intercepts reach the higher VTL, and what it can do about them (TLFS 11.7, 15.13).
 
 use runtime::exceptions::{GENERAL_PROTECTION, interrupts_taken};
+use runtime::hypercall::{RAX, RCX, RDI};
 use runtime::interface::INTERCEPT_VECTOR;
 use runtime::{messages, pages};
 use tlfs::assist_page::VtlEntryReason;
@@ -21,7 +22,7 @@ checks! {
     "15.13.3" execution_can_be_redirected,
     "15.13.3" exception_can_be_injected,
     "15.13.3" intercept_leaves_the_lower_vtls_registers,
-    "15.7.1.1" normal_return_from_an_intercept_restores_rax_and_rcx,
+    "15.8.1" entry_by_an_intercept_stores_rax_and_rcx,
     "11.8.5" interrupt_of_sint0_is_taken_once_per_intercept,
     "11.8.5" sint0_without_auto_eoi_needs_an_eoi,
     "11.7.2" slot_is_empty_after_the_message_was_taken,
@@ -120,7 +121,7 @@ fn intercept_leaves_the_lower_vtls_registers() -> Outcome {
     let page = fresh();
     protect(READ, page)?;
     let mut registers = super::parser_registers::distinct();
-    registers.general[runtime::hypercall::RDI] = page;
+    registers.general[RDI] = page;
     let before = registers;
     // SAFETY: the probe writes 8 bytes to the page.
     let seen = intercepts(Policy::Grant, || unsafe {
@@ -131,9 +132,19 @@ fn intercept_leaves_the_lower_vtls_registers() -> Outcome {
     super::parser_registers::ensure_unchanged(&before, &registers, &[])
 }
 
-fn normal_return_from_an_intercept_restores_rax_and_rcx() -> Outcome {
-    // The return sequence itself uses both registers; the entry stored what VTL0 had in them.
-    intercept_leaves_the_lower_vtls_registers()
+fn entry_by_an_intercept_stores_rax_and_rcx() -> Outcome {
+    let page = fresh();
+    protect(READ, page)?;
+    let mut registers = super::parser_registers::distinct();
+    registers.general[RDI] = page;
+    let before = registers;
+    // SAFETY: the probe writes 8 bytes to the page.
+    let seen = intercepts(Policy::Grant, || unsafe {
+        runtime::hypercall::call_with(&mut registers, probes::probe_write as *const () as u64);
+    });
+    seen.outcome?;
+    ensure_eq!(seen.return_registers, (before.general[RAX], before.general[RCX]));
+    Ok(())
 }
 
 fn interrupt_of_sint0_is_taken_once_per_intercept() -> Outcome {
@@ -196,8 +207,7 @@ fn intercept_is_not_lost_while_the_slot_is_full() -> Outcome {
     let mut value = 0;
     let seen = intercepts(Policy::Grant, || value = probes::read(page));
     seen.outcome?;
-    let kinds: arrayvec::ArrayVec<u32, 8> =
-        seen.messages.iter().map(|message| message.header.message_type.0).collect();
+    let kinds: arrayvec::ArrayVec<u32, 8> = seen.messages.iter().map(|message| message.header.message_type.0).collect();
     ensure!(kinds.contains(&MessageType::GpaIntercept.0), "messages {kinds:x?}");
     ensure!(kinds.first() == Some(&STALE.0), "the old message was overwritten: {kinds:x?}");
     ensure_eq!(value, 0x2468);

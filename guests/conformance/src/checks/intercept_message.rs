@@ -265,7 +265,8 @@ fn general_registers_are_told() -> Outcome {
     registers.general[runtime::hypercall::RDI] = page;
     let before = registers.general;
     // SAFETY: the probe reads 8 bytes and changes RAX.
-    let seen = intercepts(Policy::Grant, || unsafe { call_with(&mut registers, probes::probe_read as *const () as u64) });
+    let seen =
+        intercepts(Policy::Grant, || unsafe { call_with(&mut registers, probes::probe_read as *const () as u64) });
     seen.outcome?;
     if seen.messages[0].header.payload_size < 240 {
         crate::suite::skip!("the message ends before the registers");

@@ -1,35 +1,35 @@
 //! The checks, by subject. Groups are in the order in which a guest gets at what they need.
 
-mod harness;
 mod discovery;
-mod msr_hypercall;
-mod msr_synthetic;
-mod parser;
-mod parser_registers;
-mod environment;
 mod enable_partition;
 mod enable_vp;
-mod vtl_call;
-mod vtl_return;
-mod private;
-mod private_synthetic;
-mod shared;
-mod registers_read;
-mod registers_write;
-mod registers_vsm;
-mod protection_config;
-mod protection;
-mod protection_rules;
-mod mode_based;
-mod overlay;
-mod intercept_message;
+mod environment;
+mod harness;
 mod intercept_access;
 mod intercept_delivery;
-mod translate;
-mod translate_lower;
+mod intercept_message;
+mod locked;
+mod mode_based;
+mod msr_hypercall;
+mod msr_synthetic;
+mod overlay;
+mod parser;
+mod parser_registers;
+mod private;
+mod private_synthetic;
+mod protection;
+mod protection_config;
+mod protection_rules;
+mod registers_read;
+mod registers_vsm;
+mod registers_write;
+mod shared;
 mod third_vtl;
 mod third_vtl_memory;
-mod locked;
+mod translate;
+mod translate_lower;
+mod vtl_call;
+mod vtl_return;
 
 use crate::suite::{Group, Outcome};
 
@@ -74,6 +74,6 @@ pub const ALL: &[Group] = &[
     group(nothing, translate::CHECKS),
     group(nothing, translate_lower::CHECKS),
     group(third_vtl::prepare, third_vtl::CHECKS),
-    group(nothing, third_vtl_memory::CHECKS),
+    group(third_vtl_memory::prepare, third_vtl_memory::CHECKS),
     group(nothing, locked::CHECKS),
 ];

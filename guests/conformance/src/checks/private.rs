@@ -53,7 +53,11 @@ pub fn ensure_private(read: impl Fn() -> u64 + Copy, write: impl Fn(u64) + Copy,
         above
     })?;
     write(old);
-    ensure!(untouched == old_above, "VTL1 had {old_above:#x} and found {untouched:#x} after VTL0 wrote {:#x}", values[0]);
+    ensure!(
+        untouched == old_above,
+        "VTL1 had {old_above:#x} and found {untouched:#x} after VTL0 wrote {:#x}",
+        values[0]
+    );
     ensure!(own == values[0], "VTL0 wrote {:#x} and found {own:#x} after VTL1 wrote {:#x}", values[0], values[1]);
     ensure!(above == values[1], "VTL1 wrote {:#x} and found {above:#x}", values[1]);
     Ok(())

@@ -192,7 +192,8 @@ fn ensure_bulk(stride: usize) -> Outcome {
         in_vtl1(|| runtime::calls::protect(runtime::calls::target(0), flags, list))
     };
     all(READ)??;
-    let outcome = [0, 1, MOST_PAGES / 2, MOST_PAGES - 1].into_iter().try_for_each(|index| ensure_not_writable(page(index)));
+    let outcome =
+        [0, 1, MOST_PAGES / 2, MOST_PAGES - 1].into_iter().try_for_each(|index| ensure_not_writable(page(index)));
     all(ALL)??;
     outcome?;
     (0..MOST_PAGES).try_for_each(|index| ensure_free(page(index)))

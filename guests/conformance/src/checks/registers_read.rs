@@ -136,10 +136,7 @@ fn general_registers_are_the_callers() -> Outcome {
     let before = registers;
     // SAFETY: the call only reads registers.
     unsafe { runtime::hypercall::call_with(&mut registers, runtime::hypercall::entry()) };
-    ensure_eq!(
-        (call.word(0), call.word(2), call.word(4)),
-        (before.general[3], before.general[15], before.general[2])
-    );
+    ensure_eq!((call.word(0), call.word(2), call.word(4)), (before.general[3], before.general[15], before.general[2]));
     Ok(())
 }
 

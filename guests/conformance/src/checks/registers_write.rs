@@ -128,14 +128,14 @@ fn refused_write_to_vtl1_changes_nothing() -> Outcome {
 fn registers_of_another_partition_cannot_be_written() -> Outcome {
     let header = header(0x1234, VP_SELF, InputVtl::CURRENT);
     // SAFETY: the call is refused.
-    let result = unsafe { set_register_of(header, RegisterName::Lstar, 0.into()) };
+    let result = unsafe { set_register_of(header, RegisterName::Lstar, 0u64.into()) };
     ensure_status(result, &[HvStatus::InvalidPartitionId, HvStatus::AccessDenied])
 }
 
 fn registers_of_a_processor_that_is_not_there_cannot_be_written() -> Outcome {
     let header = header(PARTITION_SELF, 0x1000, InputVtl::CURRENT);
     // SAFETY: the call is refused.
-    let result = unsafe { set_register_of(header, RegisterName::Lstar, 0.into()) };
+    let result = unsafe { set_register_of(header, RegisterName::Lstar, 0u64.into()) };
     ensure_status(result, &[HvStatus::InvalidVpIndex])
 }
 
@@ -220,11 +220,8 @@ fn list_of_registers_is_written_in_order() -> Outcome {
 }
 
 fn failing_element_leaves_the_ones_before_written() -> Outcome {
-    let (status, count) = set_list(&[
-        (RegisterName::Lstar, 0x1000),
-        (RegisterName(0x0FFF_FFFF), 0),
-        (RegisterName::Cstar, 0x2000),
-    ]);
+    let (status, count) =
+        set_list(&[(RegisterName::Lstar, 0x1000), (RegisterName(0x0FFF_FFFF), 0), (RegisterName::Cstar, 0x2000)]);
     let found = (read(msr::LSTAR), read(msr::CSTAR));
     write(msr::LSTAR, 0);
     write(msr::CSTAR, 0);
