@@ -1,6 +1,5 @@
 //! From linear addresses to host pages: page walks, second-level rights, and what happens where there is no memory.
 
-
 use engine::{Access, AccessKind, Exit, InstructionBytes, MemoryFault};
 use paging::{ControlRegisters, EntryMemory, PageFault, Paging, Translation, WalkError};
 

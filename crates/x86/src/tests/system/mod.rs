@@ -6,8 +6,8 @@ mod devices;
 mod protected;
 mod rights;
 mod second_level;
-mod translations;
 mod transfers;
+mod translations;
 
 use engine::Exit;
 use engine::registers::{CS, RAX, RSP, SS, Segment};

@@ -21,7 +21,12 @@ const TASK_GATE: u16 = 0x50;
 const SECOND: u64 = 0x7000;
 
 fn descriptor(base: u64, limit: u64, access: u64, flags: u64) -> u64 {
-    limit & 0xFFFF | (base & 0xFF_FFFF) << 16 | access << 40 | (limit >> 16 & 15) << 48 | flags << 52 | (base >> 24) << 56
+    limit & 0xFFFF
+        | (base & 0xFF_FFFF) << 16
+        | access << 40
+        | (limit >> 16 & 15) << 48
+        | flags << 52
+        | (base >> 24) << 56
 }
 
 impl Guest {

@@ -205,7 +205,13 @@ fn delivery_is_repeated(page: u64, denied: Access, gpa: u64, kind: AccessKind) {
         // Nothing is left to be marked but what the test is about.
         let gpa = match event {
             Event::Interrupt { .. } => gpa,
-            Event::Nmi => if page == IDT { IDT + 2 * 16 } else { gpa },
+            Event::Nmi => {
+                if page == IDT {
+                    IDT + 2 * 16
+                } else {
+                    gpa
+                }
+            }
             _ => match page {
                 IDT => IDT + 13 * 16,
                 KERNEL_PAGE => gpa - 8,

@@ -131,15 +131,9 @@ fn spaces_with_process_ids_are_kept_apart_and_kept() {
 #[test]
 fn invpcid_forgets_what_its_type_says() {
     // The entry of a page of space 1 changes while space 2 is current; then INVPCID, then back without a flush.
-    for (kind, pcid, flags, expected) in [
-        (0, 1, 0, 2),
-        (1, 1, 0, 2),
-        (1, 2, 0, 1),
-        (2, 0, 0, 2),
-        (3, 0, 0, 2),
-        (2, 0, GLOBAL, 2),
-        (3, 0, GLOBAL, 1),
-    ] {
+    for (kind, pcid, flags, expected) in
+        [(0, 1, 0, 2), (1, 1, 0, 2), (1, 2, 0, 1), (2, 0, 0, 2), (3, 0, 0, 2), (2, 0, GLOBAL, 2), (3, 0, GLOBAL, 1)]
+    {
         let mut guest = Guest::system(|code| {
             code.mov(eax, dword_ptr(DATA))?;
             code.mov(rdx, OTHER_TABLES | 2)?;
