@@ -23,6 +23,10 @@ pub const USER_DATA: u16 = 0x18 | 3;
 pub const USER_CODE: u16 = 0x20 | 3;
 /// Selector of CPL 0 32-bit code.
 pub const KERNEL_CODE_32: u16 = 0x28;
+/// Selector of CPL 0 16-bit code of 64 KiB.
+pub const KERNEL_CODE_16: u16 = 0x40;
+/// Selector of CPL 0 data of 64 KiB.
+pub const KERNEL_DATA_16: u16 = 0x48;
 /// Selector of the task state segment.
 pub const TASK: u16 = 0x30;
 
@@ -114,7 +118,7 @@ pub struct Context {
     /// How often each interrupt vector was taken.
     pub interrupts: [u32; 256],
 
-    gdt: [u64; 8],
+    gdt: [u64; 10],
     task: TaskState,
     idt: [Gate; 256],
     /// Where the hypercall page is laid over.
@@ -150,7 +154,7 @@ const fn context(vtl: u8) -> Context {
         handler: None,
         birth: [0; BIRTH_REGISTERS.len()],
         interrupts: [0; 256],
-        gdt: [0; 8],
+        gdt: [0; 10],
         task: TaskState {
             reserved0: 0,
             stacks: [0; 3],
@@ -246,6 +250,8 @@ pub fn prepare(vtl: u8) -> Tables {
         0x00CF_9B00_0000_FFFF,
         limit | (task & 0xFF_FFFF) << 16 | 0x89 << 40 | (task >> 24 & 0xFF) << 56,
         task >> 32,
+        0x0000_9B00_0000_FFFF,
+        0x0000_9300_0000_FFFF,
     ];
     for (vector, gate) in context.idt.iter_mut().enumerate() {
         let attributes = match vector {

@@ -18,6 +18,7 @@ pub mod multiboot;
 pub mod pages;
 pub mod paging;
 pub mod port;
+pub mod real_mode;
 pub mod registers;
 pub mod serial;
 pub mod user;

@@ -5,15 +5,17 @@ use core::arch::global_asm;
 use runtime::calls::PARTITION_SELF;
 use runtime::context::{KERNEL_CODE, KERNEL_CODE_32};
 use runtime::exceptions::INVALID_OPCODE;
-use runtime::{hypercall, user};
-use tlfs::{CallCode, HvStatus, HypercallInput, HypercallResult, RegisterName};
+use runtime::{hypercall, real_mode, user};
+use tlfs::{CallCode, HvStatus, HypercallInput, HypercallResult, RegisterName, msr};
 
+use super::msr_hypercall::{enabled_at, read, write};
 use super::parser::{Get, VP_INDEX, get};
 use crate::suite::{Outcome, checks, ensure, ensure_eq, fail};
 
 checks! {
     "3.5" hypercall_from_user_mode_is_undefined,
     "3.5" hypercall_from_user_mode_names_its_instruction,
+    "3.5" hypercall_from_real_mode_is_undefined,
     "3.7" call_from_32_bit_code_takes_its_own_registers,
     "3.8" result_for_32_bit_code_is_in_edx_and_eax,
     "3.7" fast_call_from_32_bit_code_takes_its_own_registers,
@@ -111,6 +113,21 @@ fn hypercall_from_user_mode_names_its_instruction() -> Outcome {
         }
         Ok(_) => fail!("the hypercall was made"),
     }
+}
+
+/// Makes a hypercall from real mode, where the page must be within the first MiB.
+pub fn from_real_mode(code: CallCode) -> real_mode::End {
+    let old = read(msr::HYPERCALL);
+    write(msr::HYPERCALL, enabled_at(real_mode::CALLED as *mut u8));
+    // SAFETY: the hypercall page returns, or the call is refused.
+    let end = unsafe { real_mode::call(code.0.into()) };
+    write(msr::HYPERCALL, old);
+    end
+}
+
+fn hypercall_from_real_mode_is_undefined() -> Outcome {
+    ensure_eq!(from_real_mode(CallCode(0x7FFF)), real_mode::End::Undefined);
+    Ok(())
 }
 
 fn call_from_32_bit_code_takes_its_own_registers() -> Outcome {

@@ -4,7 +4,7 @@ use core::arch::asm;
 
 use runtime::exceptions::{BREAKPOINT, GENERAL_PROTECTION, INVALID_OPCODE, PAGE_FAULT, catch};
 use runtime::paging::{PageTables, USER, WRITABLE};
-use runtime::{pages, user};
+use runtime::{pages, real_mode, user};
 
 use crate::probes;
 use crate::suite::{Outcome, checks, ensure, ensure_eq, ensure_raises, fail};
@@ -18,6 +18,8 @@ checks! {
     "SDM-6.12" user_mode_cannot_use_privileged_instructions,
     "SDM-4.6" page_tables_withhold_writes,
     "SDM-4.6" page_tables_withhold_user_access,
+    "SDM-20.1" real_mode_code_runs_and_returns,
+    "SDM-20.1" exception_in_real_mode_is_caught,
 }
 
 /// Where the checks map pages of their own.
@@ -102,5 +104,26 @@ fn page_tables_withhold_user_access() -> Outcome {
     // SAFETY: the probe uses nothing but its stack and the page.
     let outcome = unsafe { user::call(probes::read, WINDOW) };
     ensure!(outcome.is_err_and(|exception| exception.vector == PAGE_FAULT), "user mode read a supervisor page");
+    Ok(())
+}
+
+/// Runs a little code in real mode.
+fn in_real_mode(code: &[u8]) -> real_mode::End {
+    // SAFETY: the page is reserved for real mode code; the code that is given does nothing but return or fault.
+    unsafe {
+        core::ptr::copy_nonoverlapping(code.as_ptr(), real_mode::CALLED as *mut u8, code.len());
+        real_mode::call(0)
+    }
+}
+
+fn real_mode_code_runs_and_returns() -> Outcome {
+    // `ret`
+    ensure_eq!(in_real_mode(&[0xC3]), real_mode::End::Returned);
+    Ok(())
+}
+
+fn exception_in_real_mode_is_caught() -> Outcome {
+    // `ud2`
+    ensure_eq!(in_real_mode(&[0x0F, 0x0B]), real_mode::End::Undefined);
     Ok(())
 }

@@ -9,6 +9,7 @@ use tlfs::assist_page::VtlEntryReason;
 use tlfs::{CallCode, HvStatus, InputVtl, RegisterName, Vtl};
 
 use super::enable_partition::{by_hypercall, vp_status};
+use super::environment::from_real_mode;
 use crate::secure::{self, in_vtl1, on_call};
 use crate::suite::{Outcome, checks, ensure, ensure_eq, ensure_raises, fail};
 
@@ -19,6 +20,7 @@ checks! {
     "15.3.3.2" active_vtl_is_the_one_that_asks,
     "15.6.1.1" vtl_call_with_a_control_input_is_undefined,
     "15.6.1.1" vtl_call_from_user_mode_is_undefined,
+    "15.6.1.1" vtl_call_from_real_mode_is_undefined,
     "15.6.1.1" vtl_call_by_hypercall_with_a_control_input_is_undefined,
     "15.6.1.1" vtl_call_from_the_highest_vtl_is_undefined,
     "15.6.1.1" refused_vtl_call_does_not_enter_vtl1,
@@ -85,6 +87,11 @@ fn vtl_call_from_user_mode_is_undefined() -> Outcome {
         Err(exception) => ensure_eq!((exception.vector, exception.cs & 3), (INVALID_OPCODE, 3)),
         Ok(_) => fail!("user mode made a VTL call"),
     }
+    Ok(())
+}
+
+fn vtl_call_from_real_mode_is_undefined() -> Outcome {
+    ensure_eq!(from_real_mode(CallCode::VtlCall), runtime::real_mode::End::Undefined);
     Ok(())
 }
 
