@@ -55,6 +55,7 @@ impl Vp {
             msr::SIEFP => state.synic.siefp.register(),
             msr::SIMP => state.synic.simp.register(),
             msr::EOM => 0,
+            msr::VSM_CAPABILITIES => partition.vsm_capabilities().into(),
             msr::SINT0..=msr::SINT15 => state.synic.sint((index - msr::SINT0) as usize).ok_or(MsrError::Fault)?.into(),
             _ if owns_msr(index) => return state.read_apic_msr(index, now),
             _ => return self.platform.read(index, now).ok_or(MsrError::Fault),
@@ -85,7 +86,12 @@ impl Vp {
                     return Err(MsrError::Fault);
                 }
             }
-            msr::VP_INDEX | msr::TIME_REF_COUNT | msr::TSC_FREQUENCY | msr::APIC_FREQUENCY | msr::SVERSION => {
+            msr::VP_INDEX
+            | msr::TIME_REF_COUNT
+            | msr::TSC_FREQUENCY
+            | msr::APIC_FREQUENCY
+            | msr::SVERSION
+            | msr::VSM_CAPABILITIES => {
                 return Err(MsrError::Fault);
             }
             _ if owns_msr(index) => self.write_apic_msr(vtl, index, value, now)?,
@@ -105,6 +111,7 @@ impl Vp {
             msr::VP_INDEX => needed.with_access_vp_index(true),
             msr::TIME_REF_COUNT => needed.with_access_partition_reference_counter(true),
             msr::TSC_FREQUENCY | msr::APIC_FREQUENCY => needed.with_access_frequency_regs(true),
+            msr::VSM_CAPABILITIES => needed.with_access_vsm(true),
             msr::EOI | msr::ICR | msr::TPR => needed.with_access_intr_ctrl_regs(true),
             msr::SCONTROL..=msr::EOM | msr::SINT0..=msr::SINT15 => needed.with_access_synic_regs(true),
             _ => return Ok(()),

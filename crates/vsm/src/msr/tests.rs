@@ -102,6 +102,9 @@ fn read_only_registers_fault_on_writes() {
         assert_eq!(guest.read_msr(2, index), Some(value), "{index:#x}");
         assert!(!guest.write_msr(2, index, value), "{index:#x}");
     }
+    let capabilities = guest.vps[0].register(vtl(0), tlfs::RegisterName::VsmCapabilities, 0).unwrap();
+    assert_eq!(guest.read_msr(0, msr::VSM_CAPABILITIES), Some(capabilities.low));
+    assert!(!guest.write_msr(0, msr::VSM_CAPABILITIES, capabilities.low));
     assert!(guest.read_msr(0, msr::APIC_FREQUENCY).is_some() && !guest.write_msr(0, msr::APIC_FREQUENCY, 0));
 }
 
@@ -117,6 +120,7 @@ fn registers_without_a_privilege_do_not_exist() {
         (none.with_access_synic_regs(true), msr::SCONTROL),
         (none.with_access_synic_regs(true), msr::SINT15),
         (none.with_access_intr_ctrl_regs(true), msr::TPR),
+        (none.with_access_vsm(true), msr::VSM_CAPABILITIES),
     ] {
         let partition = crate::Partition::new(
             Config { withheld, ..Config::default() },

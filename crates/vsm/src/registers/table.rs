@@ -409,7 +409,7 @@ pub(super) static REGISTERS: &[Register] = &[
         |view, _| Ok(view.state.registers.vina.into()),
         |change, _, value| vsm::set_vina(change, value.low),
     ),
-    read_only(Name::VsmCapabilities, Scope::Partition, |view, _| Ok(vsm::capabilities(view).into())),
+    read_only(Name::VsmCapabilities, Scope::Partition, |view, _| Ok(view.vp.partition().vsm_capabilities().into())),
     register(
         Name::VsmPartitionConfig,
         1,

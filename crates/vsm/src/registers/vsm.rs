@@ -8,7 +8,7 @@ use tlfs::{HvStatus, RegisterValue, Vtl, VtlSet};
 
 use super::{Change, View};
 use crate::hypercall::Stop;
-use crate::{Vp, code_page};
+use crate::{Partition, Vp, code_page};
 
 /// Registers of a VTL on a VP that live in the rules and have no part in anything else.
 #[derive(Debug, Clone, Default)]
@@ -58,11 +58,12 @@ impl Vp {
     }
 }
 
-/// DR6 is shared on every engine.
-pub(super) fn capabilities(view: &View<'_>) -> VsmCapabilities {
-    let partition = view.vp.partition();
-    let mbec = if partition.offers_mode_based_execute() { partition.offered_vtls() } else { VtlSet::EMPTY };
-    VsmCapabilities::new().with_dr6_shared(true).with_mbec_vtl_mask(mbec).with_deny_lower_vtl_startup(true)
+impl Partition {
+    /// HvRegisterVsmCapabilities, which is a model-specific register too (TLFS 15.3.2). DR6 is shared on every engine.
+    pub(crate) fn vsm_capabilities(&self) -> VsmCapabilities {
+        let mbec = if self.offers_mode_based_execute() { self.offered_vtls() } else { VtlSet::EMPTY };
+        VsmCapabilities::new().with_dr6_shared(true).with_mbec_vtl_mask(mbec).with_deny_lower_vtl_startup(true)
+    }
 }
 
 pub(super) fn partition_status(view: &View<'_>) -> VsmPartitionStatus {
