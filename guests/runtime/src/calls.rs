@@ -2,7 +2,7 @@
 
 use tlfs::{CallCode, HvStatus, HypercallInput, HypercallResult, InputVtl, RegisterName, RegisterValue, Vtl};
 
-use crate::hypercall::{rep, slow};
+use crate::hypercall::{pages as pages_of_parameters, rep, rep_in_place, slow};
 
 /// HV_PARTITION_ID_SELF.
 pub const PARTITION_SELF: u64 = u64::MAX;
@@ -103,15 +103,19 @@ pub fn protect(vtl: InputVtl, flags: u32, pages: impl IntoIterator<Item = u64>) 
 /// # Panics
 /// When there are more than [`MOST_PAGES`] pages.
 pub fn protect_result(header: [u64; 2], pages: impl IntoIterator<Item = u64>) -> HypercallResult {
-    let mut input = [0; MOST_PAGES + 2];
-    input[..2].copy_from_slice(&header);
+    let input = pages_of_parameters().0.cast::<u64>();
     let mut count = 0;
-    for page in pages {
-        input[2 + count] = page;
-        count += 1;
+    // SAFETY: the page has room for the header and as many pages as the assertion allows. The caller's own VTL keeps its
+    // rights, and those of lower ones are its to decide.
+    unsafe {
+        input.cast::<[u64; 2]>().write(header);
+        for page in pages {
+            assert!(count < MOST_PAGES, "more pages than fit a call");
+            input.add(2 + count).write(page);
+            count += 1;
+        }
+        rep_in_place(CallCode::ModifyVtlProtectionMask, count as u16)
     }
-    // SAFETY: the caller's own VTL keeps its rights, and those of lower ones are its to decide.
-    unsafe { rep(CallCode::ModifyVtlProtectionMask, count as u16, &input[..2 + count], &mut []) }
 }
 
 /// HvCallTranslateVirtualAddress: result code, cache type and overlay flag as they come, and the page.

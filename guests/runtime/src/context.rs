@@ -136,10 +136,12 @@ pub struct Context {
     main_stack: Stack<MAIN_STACK>,
 }
 
+/// Offset of [`Context::vtl_call`] in the context, which GS points to.
+pub const VTL_CALL: usize = core::mem::offset_of!(Context, vtl_call);
 /// Offset of [`Context::recovery`] in the context.
 pub(crate) const RECOVERY: usize = core::mem::offset_of!(Context, recovery);
-/// Offset of [`Context::vtl_return`] in the context.
-pub(crate) const VTL_RETURN: usize = core::mem::offset_of!(Context, vtl_return);
+/// Offset of [`Context::vtl_return`] in the context, which GS points to.
+pub const VTL_RETURN: usize = core::mem::offset_of!(Context, vtl_return);
 
 const fn context(vtl: u8) -> Context {
     const PAGE: AlignedPage = AlignedPage([0; 4096]);

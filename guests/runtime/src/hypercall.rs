@@ -194,20 +194,41 @@ pub unsafe fn slow(control: HypercallInput, input: &[u64], output: &mut [u64]) -
     }
 }
 
-/// Makes a rep hypercall until all its elements are done or one fails (TLFS 3.3), and returns the last result.
+/// Makes a rep hypercall until all its elements are done or one fails (TLFS 3.3), and returns the last result. Input and
+/// output are in the VTL's own [`pages`].
 ///
 /// # Safety
 /// As for [`raw`].
-pub unsafe fn rep(code: CallCode, count: u16, input: &[u64], output: &mut [u64]) -> HypercallResult {
+pub unsafe fn rep_in_place(code: CallCode, count: u16) -> HypercallResult {
+    let (input, output) = pages();
     let mut control = HypercallInput::rep(code, count);
     loop {
         // SAFETY: the caller answers for the call.
-        let result = unsafe { slow(control, input, output) };
+        let result = unsafe { raw(control, input as u64, output as u64) };
         let done = result.reps_completed();
         if result.status() != HvStatus::Success || done >= count || done <= control.rep_start_index() {
             return result;
         }
         control.set_rep_start_index(done);
+    }
+}
+
+/// As [`rep_in_place`], with input that is copied to its page, and output that is copied from its own.
+///
+/// # Panics
+/// When input or output are larger than a page.
+///
+/// # Safety
+/// As for [`raw`].
+pub unsafe fn rep(code: CallCode, count: u16, input: &[u64], output: &mut [u64]) -> HypercallResult {
+    assert!(size_of_val(input) <= PAGE_SIZE && size_of_val(output) <= PAGE_SIZE);
+    let (input_page, output_page) = pages();
+    // SAFETY: as in `slow`.
+    unsafe {
+        input_page.cast::<u64>().copy_from_nonoverlapping(input.as_ptr(), input.len());
+        let result = rep_in_place(code, count);
+        output_page.cast::<u64>().copy_to_nonoverlapping(output.as_mut_ptr(), output.len());
+        result
     }
 }
 

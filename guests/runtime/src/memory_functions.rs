@@ -9,7 +9,16 @@ use core::arch::naked_asm;
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memcpy(_destination: *mut u8, _source: *const u8, _bytes: usize) -> *mut u8 {
-    naked_asm!("mov rax, rdi", "mov rcx, rdx", "rep movsb", "ret")
+    naked_asm!(
+        "mov rax, rdi",
+        "mov rcx, rdx",
+        "shr rcx, 3",
+        "rep movsq",
+        "mov ecx, edx",
+        "and ecx, 7",
+        "rep movsb",
+        "ret"
+    )
 }
 
 /// Copies `bytes` bytes; the areas may overlap.
@@ -46,7 +55,20 @@ pub unsafe extern "C" fn memmove(_destination: *mut u8, _source: *const u8, _byt
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memset(_destination: *mut u8, _value: i32, _bytes: usize) -> *mut u8 {
-    naked_asm!("mov r8, rdi", "mov eax, esi", "mov rcx, rdx", "rep stosb", "mov rax, r8", "ret")
+    naked_asm!(
+        "mov r8, rdi",
+        "movzx esi, sil",
+        "mov rax, 0x0101010101010101",
+        "imul rax, rsi",
+        "mov rcx, rdx",
+        "shr rcx, 3",
+        "rep stosq",
+        "mov ecx, edx",
+        "and ecx, 7",
+        "rep stosb",
+        "mov rax, r8",
+        "ret",
+    )
 }
 
 /// Compares `bytes` bytes; the result's sign is that of the first difference.
