@@ -56,6 +56,9 @@ pub fn allocate_aligned(count: usize) -> *mut Page {
     allocate(count)
 }
 
+/// An address at which a PC has no memory: in the hole below 4 GiB, where devices may be.
+pub const WITHOUT_MEMORY: u64 = 0xE000_0000;
+
 /// The end of usable memory.
 #[must_use]
 pub fn memory_end() -> usize {

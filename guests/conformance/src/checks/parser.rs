@@ -208,9 +208,8 @@ fn output_beyond_guest_memory_is_refused() -> Outcome {
 
 fn input_where_there_is_no_memory_is_refused() -> Outcome {
     let (_, output) = parameter_pages();
-    let nowhere = pages::memory_end().next_multiple_of(1 << 30) as u64 + (1 << 30);
     // SAFETY: the call is refused.
-    let result = unsafe { raw(get(1), nowhere, output as u64) };
+    let result = unsafe { raw(get(1), pages::WITHOUT_MEMORY, output as u64) };
     ensure!(result.status() != HvStatus::Success);
     Ok(())
 }

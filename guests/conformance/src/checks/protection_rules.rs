@@ -63,9 +63,7 @@ fn memory_of_another_partition_cannot_be_protected() -> Outcome {
 }
 
 fn pages_without_memory_cannot_be_protected() -> Outcome {
-    // Above the memory that the loader told of, in the middle of nothing.
-    let nowhere = (pages::memory_end().next_multiple_of(1 << 30) as u64 + (1 << 30)) >> 12;
-    ensure_status(in_vtl1(|| protect(target(0), READ, [nowhere]))?, &[HvStatus::InvalidParameter])
+    ensure_status(in_vtl1(|| protect(target(0), READ, [pages::WITHOUT_MEMORY >> 12]))?, &[HvStatus::InvalidParameter])
 }
 
 fn pages_beyond_guest_memory_cannot_be_protected() -> Outcome {

@@ -118,10 +118,9 @@ fn reserved_bit_in_a_page_table_is_invalid() -> Outcome {
 
 fn page_table_without_memory_is_unmapped() -> Outcome {
     const ADDRESS: u64 = 0x90_0000_0000;
-    let nowhere = pages::memory_end().next_multiple_of(1 << 30) as u64 + (1 << 30);
     let entry = PageTables::current().entry(ADDRESS, 4);
     // SAFETY: nothing uses the addresses below the entry.
-    unsafe { entry.write_volatile(nowhere | PRESENT | WRITABLE) };
+    unsafe { entry.write_volatile(pages::WITHOUT_MEMORY | PRESENT | WRITABLE) };
     let outcome = ensure_code(READ, ADDRESS, Code::GpaUnmapped);
     // SAFETY: as above.
     unsafe { entry.write_volatile(0) };
