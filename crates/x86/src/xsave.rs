@@ -6,7 +6,7 @@ pub(crate) use instructions::select;
 
 use engine::registers::FloatingRegisters;
 
-use crate::x87::Unit;
+use crate::x87::{REGISTER_MASK, Unit};
 
 /// Bytes in the image of FXSAVE.
 pub(crate) const LEGACY_BYTES: usize = 512;
@@ -88,7 +88,7 @@ pub(crate) fn write_x87(registers: &FloatingRegisters, form: ImageForm, image: &
     }
     let top = usize::from(registers.fsw >> 11 & 7);
     for register in 0..8 {
-        let value = registers.fpr[(top + register) & 7] & (1 << 80) - 1;
+        let value = registers.fpr[(top + register) & 7] & REGISTER_MASK;
         put(image, X87_OFFSET + 16 * register, value.to_le_bytes());
     }
 }
@@ -108,7 +108,7 @@ fn read_x87(registers: &mut FloatingRegisters, form: ImageForm, image: &Image) {
     let top = usize::from(registers.fsw >> 11 & 7);
     for register in 0..8 {
         let value = u128::from_le_bytes(get(image, X87_OFFSET + 16 * register));
-        registers.fpr[(top + register) & 7] = value & (1 << 80) - 1;
+        registers.fpr[(top + register) & 7] = value & REGISTER_MASK;
     }
     let fcw = u16::from_le_bytes(get(image, 0));
     Unit::new(registers).load_control_word(fcw);
@@ -168,7 +168,7 @@ pub(crate) fn in_use(registers: &FloatingRegisters) -> u64 {
         || (initial.fop, initial.fip, initial.fdp) != (registers.fop, registers.fip, registers.fdp)
         || (initial.fcs, initial.fds) != (registers.fcs, registers.fds);
     let sse = initial.xmm != registers.xmm;
-    u64::from(x87) * X87 | u64::from(sse) * SSE
+    (if x87 { X87 } else { 0 }) | if sse { SSE } else { 0 }
 }
 
 /// Which of the instructions saves.

@@ -196,7 +196,7 @@ fn quotient<F: Format>(environment: &mut Environment, a: F::Bits, b: F::Bits) ->
     let dividend = u128::from(a.significand) << 63;
     let upper = dividend / divisor;
     let rest = (dividend % divisor) << 64;
-    let significand = upper << 64 | rest / divisor | u128::from(!rest.is_multiple_of(divisor));
+    let significand = upper << 64 | (rest / divisor) | u128::from(!rest.is_multiple_of(divisor));
     round::<F>(environment, Exact { sign, exponent: a.exponent - b.exponent, significand })
 }
 

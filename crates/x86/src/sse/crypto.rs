@@ -86,7 +86,7 @@ fn key_assist(vector: u128, constant: u8) -> u128 {
 fn carryless_product(first: u128, second: u128, immediate: u8) -> u128 {
     let choose = |vector: u128, upper: bool| if upper { vector >> 64 } else { vector & u128::from(u64::MAX) };
     let (a, b) = (choose(first, immediate & 1 != 0), choose(second, immediate & 16 != 0));
-    (0..64).fold(0, |product, bit| product ^ (a << bit) * (b >> bit & 1))
+    (0..64).fold(0, |product, bit| product ^ if b >> bit & 1 != 0 { a << bit } else { 0 })
 }
 
 /// The words of a vector, the uppermost first, as the SHA instructions number them.

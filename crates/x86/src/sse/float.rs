@@ -159,7 +159,7 @@ fn round<F: Element>(environment: &mut Environment, bits: F::Bits, immediate: u8
     let precision = environment.raised & Exceptions::PRECISION;
     let result = round_to_integral::<F>(environment, bits, rounding);
     if immediate & 8 != 0 {
-        environment.raised = environment.raised - Exceptions::PRECISION | precision;
+        environment.raised = (environment.raised - Exceptions::PRECISION) | precision;
     }
     result
 }

@@ -20,7 +20,7 @@ fn multiply_add_bytes([a0, a1]: [u8; 2], [b0, b1]: [i8; 2]) -> i16 {
 }
 
 fn round_high(a: i16, b: i16) -> i16 {
-    (((i32::from(a) * i32::from(b)) >> 14) + 1 >> 1) as i16
+    ((((i32::from(a) * i32::from(b)) >> 14) + 1) >> 1) as i16
 }
 
 /// Negates, clears or keeps `a` by the sign of `b`.
@@ -97,8 +97,8 @@ operations! {
     Phsubsw: |a, b, _| horizontal::<i16>(BYTES, a, b, i16::saturating_sub);
     Pmullw: |a, b, _| zip::<u16>(a, b, u16::wrapping_mul);
     Pmulld: |a, b, _| zip::<u32>(a, b, u32::wrapping_mul);
-    Pmulhw: |a, b, _| zip::<i16>(a, b, |a, b| (i32::from(a) * i32::from(b) >> 16) as i16);
-    Pmulhuw: |a, b, _| zip::<u16>(a, b, |a, b| (u32::from(a) * u32::from(b) >> 16) as u16);
+    Pmulhw: |a, b, _| zip::<i16>(a, b, |a, b| ((i32::from(a) * i32::from(b)) >> 16) as i16);
+    Pmulhuw: |a, b, _| zip::<u16>(a, b, |a, b| ((u32::from(a) * u32::from(b)) >> 16) as u16);
     Pmulhrsw: |a, b, _| zip::<i16>(a, b, round_high);
     Pmuludq: |a, b, _| zip::<u64>(a, b, |a, b| u64::from(a as u32) * u64::from(b as u32));
     Pmuldq: |a, b, _| zip::<i64>(a, b, |a, b| i64::from(a as i32) * i64::from(b as i32));
@@ -107,8 +107,8 @@ operations! {
     Psadbw: |a, b, _| absolute_differences(a, b);
     Mpsadbw: |a, b, immediate| group_differences(a, b, immediate);
     Phminposuw: |_, b, _| smallest_word(b);
-    Pavgb: |a, b, _| zip::<u8>(a, b, |a, b| (u16::from(a) + u16::from(b) + 1 >> 1) as u8);
-    Pavgw: |a, b, _| zip::<u16>(a, b, |a, b| (u32::from(a) + u32::from(b) + 1 >> 1) as u16);
+    Pavgb: |a, b, _| zip::<u8>(a, b, |a, b| ((u16::from(a) + u16::from(b) + 1) >> 1) as u8);
+    Pavgw: |a, b, _| zip::<u16>(a, b, |a, b| ((u32::from(a) + u32::from(b) + 1) >> 1) as u16);
     Pabsb: |_, b, _| map::<i8>(b, i8::wrapping_abs);
     Pabsw: |_, b, _| map::<i16>(b, i16::wrapping_abs);
     Pabsd: |_, b, _| map::<i32>(b, i32::wrapping_abs);

@@ -55,10 +55,11 @@ pub(super) struct Outcome {
 
 impl Outcome {
     pub(super) fn flags(self) -> u64 {
-        u64::from(self.matches != 0) * bit::CF
-            | u64::from(self.second_is_short) * bit::ZF
-            | u64::from(self.first_is_short) * bit::SF
-            | u64::from(self.matches & 1 != 0) * bit::OF
+        let flag = |set: bool, bit: u64| if set { bit } else { 0 };
+        flag(self.matches != 0, bit::CF)
+            | flag(self.second_is_short, bit::ZF)
+            | flag(self.first_is_short, bit::SF)
+            | flag(self.matches & 1 != 0, bit::OF)
     }
 
     /// The number of the first match, or of the last.

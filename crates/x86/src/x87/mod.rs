@@ -42,6 +42,8 @@ pub(crate) struct Unit<'a> {
     pub(crate) registers: &'a mut FloatingRegisters,
 }
 
+/// The bits of a register.
+pub(crate) const REGISTER_MASK: u128 = (1 << 80) - 1;
 /// Sign and exponent of an MMX register seen as an x87 register (SDM Vol. 1, 9.6.2).
 pub(crate) const MMX_EXPONENT: u128 = 0xFFFF << 64;
 
@@ -70,7 +72,7 @@ impl Unit<'_> {
 
     /// The value of a register, empty or not.
     const fn raw(&self, register: u8) -> u128 {
-        self.registers.fpr[self.physical(register)] & (1 << 80) - 1
+        self.registers.fpr[self.physical(register)] & REGISTER_MASK
     }
 
     /// The value of a register that is not empty.

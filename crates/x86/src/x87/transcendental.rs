@@ -43,7 +43,7 @@ fn sine_and_cosine(number: Unpacked) -> (Wide, Wide) {
     let (mut quadrant, mut angle) = (0, Wide::from_number(magnitude));
     if number.exponent >= -1 {
         let units = u128::from(number.significand) << (number.exponent + 2).min(64);
-        quadrant = (units / HALF_PI & 3) as u32;
+        quadrant = ((units / HALF_PI) & 3) as u32;
         let rest = units % HALF_PI;
         angle = Wide::scaled(rest, -65);
         if rest > HALF_PI / 2 {

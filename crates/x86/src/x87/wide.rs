@@ -107,10 +107,10 @@ impl Wide {
         let (a1, a0) = (self.significand >> 64, self.significand & LOW);
         let (b1, b0) = (other.significand >> 64, other.significand & LOW);
         let (outer, inner) = (a1 * b0, a0 * b1);
-        let middle = (a0 * b0 >> 64) + (outer & LOW) + (inner & LOW);
+        let middle = ((a0 * b0) >> 64) + (outer & LOW) + (inner & LOW);
         let upper = a1 * b1 + (outer >> 64) + (inner >> 64) + (middle >> 64);
         // An exact product stays exact: that of two numbers whose lower halves are zero has nothing below.
-        let lower = middle << 64 | a0 * b0 & LOW;
+        let lower = middle << 64 | (a0 * b0) & LOW;
         let zeros = upper.leading_zeros();
         if zeros >= 128 {
             return Self::ZERO;
@@ -145,7 +145,7 @@ impl Wide {
         if zeros >= 128 {
             return Self::ZERO;
         }
-        let below = (self.significand % divisor << zeros) / divisor;
+        let below = ((self.significand % divisor) << zeros) / divisor;
         Self { significand: quotient << zeros | below, exponent: self.exponent - zeros as i32, ..self }
     }
 
