@@ -94,26 +94,42 @@ impl Cpu {
         locked: bool,
         mut change: impl FnMut(u64) -> u64,
     ) -> Step<u64> {
+        if locked {
+            return self.update_locked::<BYTES>(linear, &mut change);
+        }
         let entry = self.tlb.entry(linear);
         let tag = self.tlb.tag(linear, BYTES);
         if entry.write == tag && entry.read == tag {
-            // SAFETY: the tags say that the page may be read and written and that the access lies within it; pages are
-            // aligned, so the words around it do too. The counter lives as long as the page.
+            // SAFETY: the tags say that the page may be read and written and that the access lies within it. The
+            // counter lives as long as the page.
             let (old, code) = unsafe {
                 let target = entry.host.as_ptr().add((linear & OFFSET) as usize);
-                let old = if locked {
-                    host::update::<BYTES>(target, change)
-                } else {
-                    let old = host::read::<BYTES>(target);
-                    host::write::<BYTES>(target, change(old));
-                    old
-                };
+                let old = host::read::<BYTES>(target);
+                host::write::<BYTES>(target, change(old));
                 (old, entry.code.as_ref())
             };
             self.code_modified |= written(code);
             return Ok(old);
         }
-        self.update_long::<BYTES>(linear, locked, &mut change)
+        self.update_long::<BYTES>(linear, false, &mut change)
+    }
+
+    /// As [`Self::update`], atomic. Out of line because there is much of it.
+    #[inline(never)]
+    fn update_locked<const BYTES: usize>(&mut self, linear: u64, change: &mut dyn FnMut(u64) -> u64) -> Step<u64> {
+        let entry = self.tlb.entry(linear);
+        let tag = self.tlb.tag(linear, BYTES);
+        if entry.write != tag || entry.read != tag {
+            return self.update_long::<BYTES>(linear, true, change);
+        }
+        // SAFETY: the tags say that the page may be read and written and that the access lies within it; pages are
+        // aligned, so the words around it do too. The counter lives as long as the page.
+        let (old, code) = unsafe {
+            let target = entry.host.as_ptr().add((linear & OFFSET) as usize);
+            (host::update::<BYTES>(target, change), entry.code.as_ref())
+        };
+        self.code_modified |= written(code);
+        Ok(old)
     }
 
     /// As [`Self::update`], for 16 bytes at an address that the caller found to be aligned.

@@ -69,12 +69,6 @@ impl Cpu {
         }
     }
 
-    /// A general-purpose register, zero-extended from `bytes` bytes, 2, 4 or 8.
-    #[inline(always)]
-    pub(crate) fn sized_register(&self, number: u8, bytes: u8) -> u64 {
-        self.general.gpr[usize::from(number & 15)] & mask(bytes)
-    }
-
     /// Writes 2, 4 or 8 bytes of a general-purpose register.
     #[inline(always)]
     pub(crate) fn set_sized_register(&mut self, number: u8, bytes: u8, value: u64) {

@@ -9,16 +9,16 @@ use crate::integer::{binary, extensions, moves};
 use crate::op::Op;
 use crate::stop::Step;
 
-use super::handlers::{Form, Selected, binary as binary_forms, form, operand_bytes, sized};
+use super::handlers::{Form, Selected, form, operand_bytes, sized, source};
 
 /// Finds what executes an extended integer instruction.
 pub(super) fn select(instruction: &Instruction) -> Option<Selected> {
     Some(match instruction.mnemonic() {
-        Mnemonic::Popcnt => binary_forms::<Popcnt>(instruction),
-        Mnemonic::Tzcnt => binary_forms::<Tzcnt>(instruction),
-        Mnemonic::Lzcnt => binary_forms::<Lzcnt>(instruction),
-        Mnemonic::Adcx => binary_forms::<Adcx>(instruction),
-        Mnemonic::Adox => binary_forms::<Adox>(instruction),
+        Mnemonic::Popcnt => source::<Popcnt>(instruction),
+        Mnemonic::Tzcnt => source::<Tzcnt>(instruction),
+        Mnemonic::Lzcnt => source::<Lzcnt>(instruction),
+        Mnemonic::Adcx => source::<Adcx>(instruction),
+        Mnemonic::Adox => source::<Adox>(instruction),
         Mnemonic::Blsi => unary_vex::<Blsi>(instruction),
         Mnemonic::Blsmsk => unary_vex::<Blsmsk>(instruction),
         Mnemonic::Blsr => unary_vex::<Blsr>(instruction),

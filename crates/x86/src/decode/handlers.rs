@@ -2,8 +2,8 @@
 
 use iced_x86::{Instruction, OpKind};
 
-use crate::integer::binary;
 use crate::integer::operations::Binary;
+use crate::integer::{binary, bits};
 use crate::op::{Handler, Op};
 use crate::stop::Step;
 use crate::{
@@ -159,35 +159,81 @@ macro_rules! by_condition {
 
 pub(super) use {by_condition, sized};
 
-/// An instruction of one or two operands in all of its forms.
+/// The functions for the operand sizes of 16 bits and more; see [`sized`].
+macro_rules! wide {
+    ($bytes:expr, $($function:ident)::+, [$($before:tt)*], [$($after:tt)*]) => {{
+        let handler: $crate::op::Handler = match $bytes {
+            2 => $($function)::+::<$($before)* 2 $($after)*>,
+            4 => $($function)::+::<$($before)* 4 $($after)*>,
+            _ => $($function)::+::<$($before)* 8 $($after)*>,
+        };
+        handler
+    }};
+}
+
+/// Chooses between the two variants of a function: that which sets flags, and that which leaves them.
+macro_rules! with_quiet {
+    ($sizes:ident, $bytes:expr, $function:ident, $operation:ident) => {
+        Selected {
+            quiet: Some($sizes!($bytes, binary::$function, [$operation,], [, false])),
+            ..Selected::pure($sizes!($bytes, binary::$function, [$operation,], [, true]))
+        }
+    };
+}
+
+/// An instruction of two operands in all of its forms.
 pub(super) fn binary<O: Binary>(instruction: &Instruction) -> Selected {
     let bytes = operand_bytes(instruction, 0);
     match form(instruction) {
-        Form::RegisterRegister => Selected {
-            quiet: Some(sized!(bytes, binary::register_register, [O,], [, false])),
-            ..Selected::pure(sized!(bytes, binary::register_register, [O,], [, true]))
-        },
-        Form::RegisterImmediate => Selected {
-            quiet: Some(sized!(bytes, binary::register_immediate, [O,], [, false])),
-            ..Selected::pure(sized!(bytes, binary::register_immediate, [O,], [, true]))
-        },
-        Form::RegisterMemory => Selected {
-            quiet: Some(sized!(bytes, binary::register_memory, [O,], [, false])),
-            ..Selected::of(sized!(bytes, binary::register_memory, [O,], [, true]))
-        },
-        Form::MemoryRegister => Selected {
-            quiet: Some(sized!(bytes, binary::memory_register, [O,], [, false])),
-            ..Selected::of(sized!(bytes, binary::memory_register, [O,], [, true]))
-        },
-        Form::MemoryImmediate => Selected {
-            quiet: Some(sized!(bytes, binary::memory_immediate, [O,], [, false])),
-            ..Selected::of(sized!(bytes, binary::memory_immediate, [O,], [, true]))
-        },
+        Form::RegisterRegister => with_quiet!(sized, bytes, register_register, O),
+        Form::RegisterImmediate => with_quiet!(sized, bytes, register_immediate, O),
+        Form::RegisterMemory => Selected { pure: false, ..with_quiet!(sized, bytes, register_memory, O) },
+        Form::MemoryRegister => Selected::of(sized!(bytes, binary::memory_register, [O,])),
+        Form::MemoryImmediate => Selected::of(sized!(bytes, binary::memory_immediate, [O,])),
     }
 }
 
-/// As [`binary`], for instructions that are often followed by a conditional branch on their flags.
-pub(super) fn comparison<O: Binary>(instruction: &Instruction) -> Selected {
+/// An instruction of one operand, or whose second is an immediate.
+pub(super) fn unary<O: Binary>(instruction: &Instruction) -> Selected {
+    let bytes = operand_bytes(instruction, 0);
+    match form(instruction) {
+        Form::MemoryImmediate => Selected::of(sized!(bytes, binary::memory_immediate, [O,])),
+        _ => with_quiet!(sized, bytes, register_immediate, O),
+    }
+}
+
+/// A shift or rotation: its count is an immediate or CL.
+pub(super) fn shift<O: Binary>(instruction: &Instruction) -> Selected {
+    let bytes = operand_bytes(instruction, 0);
+    match form(instruction) {
+        Form::RegisterRegister => Selected::pure(sized!(bytes, binary::register_register, [O,], [, true])),
+        Form::MemoryRegister => Selected::of(sized!(bytes, binary::memory_register, [O,])),
+        _ => unary::<O>(instruction),
+    }
+}
+
+/// An instruction with a source of 16 bits or more, in a register or in memory, and a destination register.
+pub(super) fn source<O: Binary>(instruction: &Instruction) -> Selected {
+    let bytes = operand_bytes(instruction, 0);
+    match form(instruction) {
+        Form::RegisterMemory => Selected::of(wide!(bytes, binary::register_memory, [O,], [, true])),
+        _ => with_quiet!(wide, bytes, register_register, O),
+    }
+}
+
+/// A test of one bit: an index in a register reaches beyond a memory operand.
+pub(super) fn bit_test<O: Binary>(instruction: &Instruction) -> Selected {
+    let bytes = operand_bytes(instruction, 0);
+    Selected::of(match form(instruction) {
+        Form::RegisterRegister => wide!(bytes, binary::register_register, [O,], [, true]),
+        Form::MemoryRegister => wide!(bytes, bits::bit_string, [O,], []),
+        Form::MemoryImmediate => wide!(bytes, binary::memory_immediate, [O,], []),
+        _ => wide!(bytes, binary::register_immediate, [O,], [, true]),
+    })
+}
+
+/// Adds what executes the conditional branch behind an instruction with it, where the two often occur together.
+pub(super) fn with_branch<O: Binary>(selected: Selected, instruction: &Instruction) -> Selected {
     let branch: Option<&'static ByCondition> = match (form(instruction), operand_bytes(instruction, 0)) {
         (Form::RegisterRegister, 1) => Some(by_condition!(binary::register_register_branch, O, 1)),
         (Form::RegisterRegister, 4) => Some(by_condition!(binary::register_register_branch, O, 4)),
@@ -197,5 +243,5 @@ pub(super) fn comparison<O: Binary>(instruction: &Instruction) -> Selected {
         (Form::RegisterImmediate, 8) => Some(by_condition!(binary::register_immediate_branch, O, 8)),
         _ => None,
     };
-    Selected { branch, ..binary::<O>(instruction) }
+    Selected { branch, ..selected }
 }

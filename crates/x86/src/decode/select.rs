@@ -6,36 +6,39 @@ use crate::integer::operations::{
     Adc, Add, And, Bsf, Bsr, Bt, Btc, Btr, Bts, Cmp, Dec, Imul, Inc, Neg, Not, Or, Rcl, Rcr, Rol, Ror, Sar, Sbb, Shl,
     Shr, Sub, Test, Xor,
 };
-use crate::integer::{bits, branch, decimal, exchange, flag, moves, multiply, shift, stack, string};
+use crate::integer::{branch, decimal, exchange, flag, moves, multiply, shift as double, stack, string};
 use crate::op::Handler;
 
-use super::handlers::{ByCondition, Form, Selected, binary, by_condition, comparison, form, operand_bytes, sized};
+use super::handlers::{
+    ByCondition, Form, Selected, binary, bit_test, by_condition, form, operand_bytes, shift, sized, source, unary,
+    with_branch,
+};
 
 /// Finds what executes a basic integer instruction.
 pub(super) fn select(instruction: &Instruction) -> Option<Selected> {
     Some(match instruction.mnemonic() {
-        Mnemonic::Add => comparison::<Add>(instruction),
+        Mnemonic::Add => with_branch::<Add>(binary::<Add>(instruction), instruction),
         Mnemonic::Or => binary::<Or>(instruction),
         Mnemonic::Adc => binary::<Adc>(instruction),
         Mnemonic::Sbb => binary::<Sbb>(instruction),
-        Mnemonic::And => comparison::<And>(instruction),
-        Mnemonic::Sub => comparison::<Sub>(instruction),
+        Mnemonic::And => with_branch::<And>(binary::<And>(instruction), instruction),
+        Mnemonic::Sub => with_branch::<Sub>(binary::<Sub>(instruction), instruction),
         Mnemonic::Xor => binary::<Xor>(instruction),
-        Mnemonic::Cmp => comparison::<Cmp>(instruction),
-        Mnemonic::Test => comparison::<Test>(instruction),
-        Mnemonic::Inc => binary::<Inc>(instruction),
-        Mnemonic::Dec => comparison::<Dec>(instruction),
-        Mnemonic::Neg => binary::<Neg>(instruction),
-        Mnemonic::Not => binary::<Not>(instruction),
-        Mnemonic::Rol => binary::<Rol>(instruction),
-        Mnemonic::Ror => binary::<Ror>(instruction),
-        Mnemonic::Rcl => binary::<Rcl>(instruction),
-        Mnemonic::Rcr => binary::<Rcr>(instruction),
-        Mnemonic::Shl | Mnemonic::Sal => binary::<Shl>(instruction),
-        Mnemonic::Shr => binary::<Shr>(instruction),
-        Mnemonic::Sar => binary::<Sar>(instruction),
-        Mnemonic::Bsf => binary::<Bsf>(instruction),
-        Mnemonic::Bsr => binary::<Bsr>(instruction),
+        Mnemonic::Cmp => with_branch::<Cmp>(binary::<Cmp>(instruction), instruction),
+        Mnemonic::Test => with_branch::<Test>(binary::<Test>(instruction), instruction),
+        Mnemonic::Inc => unary::<Inc>(instruction),
+        Mnemonic::Dec => with_branch::<Dec>(unary::<Dec>(instruction), instruction),
+        Mnemonic::Neg => unary::<Neg>(instruction),
+        Mnemonic::Not => unary::<Not>(instruction),
+        Mnemonic::Rol => shift::<Rol>(instruction),
+        Mnemonic::Ror => shift::<Ror>(instruction),
+        Mnemonic::Rcl => shift::<Rcl>(instruction),
+        Mnemonic::Rcr => shift::<Rcr>(instruction),
+        Mnemonic::Shl | Mnemonic::Sal => shift::<Shl>(instruction),
+        Mnemonic::Shr => shift::<Shr>(instruction),
+        Mnemonic::Sar => shift::<Sar>(instruction),
+        Mnemonic::Bsf => source::<Bsf>(instruction),
+        Mnemonic::Bsr => source::<Bsr>(instruction),
         Mnemonic::Bt => bit_test::<Bt>(instruction),
         Mnemonic::Bts => bit_test::<Bts>(instruction),
         Mnemonic::Btr => bit_test::<Btr>(instruction),
@@ -101,20 +104,12 @@ pub(super) fn select(instruction: &Instruction) -> Option<Selected> {
     })
 }
 
-/// BT and its kin: an index in a register reaches beyond a memory operand.
-fn bit_test<O: crate::integer::operations::Binary>(instruction: &Instruction) -> Selected {
-    if form(instruction) == Form::MemoryRegister {
-        return Selected::of(sized!(operand_bytes(instruction, 0), bits::bit_string, [O,]));
-    }
-    binary::<O>(instruction)
-}
-
 fn multiply_signed(instruction: &Instruction) -> Selected {
     let bytes = operand_bytes(instruction, 0);
     let memory = |operand| instruction.op_kind(operand) == OpKind::Memory;
     match instruction.op_count() {
         1 => multiply_divide(instruction),
-        2 => binary::<Imul>(instruction),
+        2 => source::<Imul>(instruction),
         _ if memory(1) => Selected::of(sized!(bytes, multiply::multiply_memory_immediate)),
         _ => Selected::pure(sized!(bytes, multiply::multiply_register_immediate)),
     }
@@ -140,10 +135,10 @@ fn double_shift(instruction: &Instruction) -> Selected {
     let memory = instruction.op0_kind() == OpKind::Memory;
     let left = instruction.mnemonic() == Mnemonic::Shld;
     Selected::of(match (left, memory) {
-        (true, false) => sized!(bytes, shift::register, [], [, true]),
-        (true, true) => sized!(bytes, shift::memory, [], [, true]),
-        (false, false) => sized!(bytes, shift::register, [], [, false]),
-        (false, true) => sized!(bytes, shift::memory, [], [, false]),
+        (true, false) => sized!(bytes, double::register, [], [, true]),
+        (true, true) => sized!(bytes, double::memory, [], [, true]),
+        (false, false) => sized!(bytes, double::register, [], [, false]),
+        (false, true) => sized!(bytes, double::memory, [], [, false]),
     })
 }
 

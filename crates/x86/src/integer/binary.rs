@@ -28,14 +28,14 @@ pub(crate) fn register_memory<O: Binary, const BYTES: usize, const FLAGS: bool>(
 }
 
 /// Memory, register.
-pub(crate) fn memory_register<O: Binary, const BYTES: usize, const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> Step {
+pub(crate) fn memory_register<O: Binary, const BYTES: usize>(cpu: &mut Cpu, op: &Op) -> Step {
     let right = cpu.register::<BYTES>(op.a);
-    memory::<O, BYTES, FLAGS>(cpu, op, right)
+    memory::<O, BYTES>(cpu, op, right)
 }
 
 /// Memory, immediate; or memory alone.
-pub(crate) fn memory_immediate<O: Binary, const BYTES: usize, const FLAGS: bool>(cpu: &mut Cpu, op: &Op) -> Step {
-    memory::<O, BYTES, FLAGS>(cpu, op, crate::operand::zero_extend::<BYTES>(op.immediate))
+pub(crate) fn memory_immediate<O: Binary, const BYTES: usize>(cpu: &mut Cpu, op: &Op) -> Step {
+    memory::<O, BYTES>(cpu, op, crate::operand::zero_extend::<BYTES>(op.immediate))
 }
 
 #[inline(always)]
@@ -50,7 +50,7 @@ fn finish<O: Binary, const BYTES: usize, const FLAGS: bool>(cpu: &mut Cpu, op: &
 }
 
 #[inline(always)]
-fn memory<O: Binary, const BYTES: usize, const FLAGS: bool>(cpu: &mut Cpu, op: &Op, right: u64) -> Step {
+fn memory<O: Binary, const BYTES: usize>(cpu: &mut Cpu, op: &Op, right: u64) -> Step {
     let address = cpu.operand_address(op, BYTES as u32, O::STORES)?;
     let before = cpu.flags;
     let left = if O::STORES {
@@ -59,9 +59,7 @@ fn memory<O: Binary, const BYTES: usize, const FLAGS: bool>(cpu: &mut Cpu, op: &
     } else {
         cpu.load::<BYTES>(address)?
     };
-    if FLAGS {
-        cpu.flags = O::compute::<BYTES>(before, left, right).1;
-    }
+    cpu.flags = O::compute::<BYTES>(before, left, right).1;
     if O::STORES { cpu.stored() } else { Ok(()) }
 }
 

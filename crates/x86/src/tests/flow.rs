@@ -239,7 +239,7 @@ fn instructions_may_cross_pages() {
     guest.bus.write(0x6000, &[0x00]);
     guest.cpu.general_mut().rip = 0x5FFE;
     assert_eq!(guest.cpu.run(), Exit::Halt);
-    assert_eq!(guest.register(RAX), 0x1200_5678);
+    assert_eq!(guest.register(RAX), 0x1234_0078);
 }
 
 #[test]

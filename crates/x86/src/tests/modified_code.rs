@@ -24,11 +24,9 @@ fn a_store_into_its_own_block_takes_effect_at_once() {
 fn a_loop_sees_its_own_changes() {
     let guest = Guest::halted(64, |code| {
         let mut top = code.create_label();
-        let mut target = code.create_label();
-        code.lea(rdi, byte_ptr(target))?;
+        code.lea(rdi, byte_ptr(top))?;
         code.mov(ecx, 10)?;
         code.set_label(&mut top)?;
-        code.set_label(&mut target)?;
         code.mov(al, 0u32)?;
         code.add(iced_x86::code_asm::ebx, eax)?;
         code.inc(byte_ptr(rdi + 1))?;
