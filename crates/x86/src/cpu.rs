@@ -95,6 +95,8 @@ pub struct Cpu {
     pub(crate) interrupt_shadow: bool,
     /// An NMI was delivered and no IRET has come since; others have to wait.
     pub(crate) nmi_blocked: bool,
+    /// An NMI came while they were blocked; there is room for one (SDM Vol. 3A 7.7.1).
+    pub(crate) nmi_waiting: bool,
     /// The code page that is being executed was written to; see [`Cpu::stored`].
     pub(crate) code_modified: bool,
     /// A number for what instruction fetches translate to ([`Tlb::fetch_epoch`]); it does not tell privilege levels
@@ -144,6 +146,7 @@ impl Cpu {
             pending: None,
             interrupt_shadow: false,
             nmi_blocked: false,
+            nmi_waiting: false,
             code_modified: false,
             fetch_epoch: 0,
             debug_hits: 0,

@@ -130,6 +130,7 @@ impl Cpu {
         self.pending = None;
         self.interrupt_shadow = false;
         self.nmi_blocked = false;
+        self.nmi_waiting = false;
         self.debug_hits = 0;
         self.update_mode();
         self.forget_pages();

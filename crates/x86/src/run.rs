@@ -2,14 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
-use engine::registers::CS;
-use engine::{Event, Exit, InstructionBytes};
+use engine::{Event, Exit};
 
 use crate::Cpu;
-use crate::block::{BlockCache, Key};
+use crate::block::BlockCache;
 use crate::flags::{Flags, bit};
 use crate::op::Op;
-use crate::stop::{Step, Stop, StopReason, vector};
+use crate::stop::{Stop, StopReason, vector};
 
 impl Cpu {
     /// Runs the guest until something needs the owner. Events injected and accesses completed since the last exit
@@ -35,11 +34,16 @@ impl Cpu {
 
     /// Does what comes next: an event, one instruction, or a stretch of them. Returns the exit, if any.
     fn turn(&mut self, blocks: &mut BlockCache) -> Option<Exit> {
-        if self.external.in_progress(self.general.rip) {
+        if self.external.in_progress(self.general.rip) && !self.external.for_event {
             return self.step(blocks);
         }
         if self.kick.load(Ordering::Relaxed) && self.kick.swap(false, Ordering::AcqRel) {
             return Some(Exit::Interrupted);
+        }
+        if self.pending == Some(Event::Nmi) && self.nmi_blocked {
+            (self.pending, self.nmi_waiting) = (None, true);
+        } else if self.pending.is_none() && self.nmi_waiting && !self.nmi_blocked {
+            (self.pending, self.nmi_waiting) = (Some(Event::Nmi), false);
         }
         if let Some(event) = self.pending {
             return self.deliver_pending(event);
@@ -60,11 +64,18 @@ impl Cpu {
 
     fn deliver_pending(&mut self, event: Event) -> Option<Exit> {
         self.complete_flags();
+        self.external.begin();
         let result = self.deliver(event);
         self.flags = Flags::from_register(self.general.rflags);
         match (result, self.stop) {
-            (Err(Stop), StopReason::Exit(exit) | StopReason::ExitAfter(exit)) => Some(exit),
-            _ => None,
+            (Err(Stop), StopReason::Exit(exit) | StopReason::ExitAfter(exit)) => {
+                self.external.suspend(self.general.rip, true);
+                Some(exit)
+            }
+            _ => {
+                self.external.finish();
+                None
+            }
         }
     }
 
@@ -212,7 +223,7 @@ impl Cpu {
                 None
             }
             StopReason::Exit(mut exit) => {
-                self.external.suspend(self.general.rip);
+                self.external.suspend(self.general.rip, false);
                 if let Exit::MemoryFault(fault) = &mut exit {
                     fault.instruction_length = length;
                 }
@@ -231,79 +242,8 @@ impl Cpu {
         exit
     }
 
-    /// The linear address of RIP 0.
-    fn code_base(&self) -> u64 {
-        if self.mode.code_size == 8 { 0 } else { self.system.segments[CS].base }
-    }
-
-    /// Whether blocks may follow each other without a look at the limit of CS.
-    fn links_blocks(&self) -> bool {
-        self.mode.code_size == 8 || self.system.segments[CS].limit == u32::MAX
-    }
-
-    /// The linear address of RIP.
-    fn code_address(&self) -> u64 {
-        if self.mode.code_size == 8 {
-            self.general.rip
-        } else {
-            self.code_base().wrapping_add(self.general.rip) & 0xFFFF_FFFF
-        }
-    }
-
-    /// Finds or makes the block at RIP, ready to be executed.
-    ///
-    /// # Errors
-    /// Stops with the fault of the fetch.
-    fn find_block(&mut self, blocks: &mut BlockCache) -> Step<u32> {
-        let mode = self.code_mode();
-        let linear = self.code_address();
-        // Cached blocks were within the limit of CS when they were decoded; it may be another now.
-        if self.links_blocks()
-            && let Some(number) = blocks.recent(linear, self.fetch_epoch, mode)
-        {
-            return Ok(number);
-        }
-        let (_, page) = self.code_page(linear)?;
-        let key = Key { host: page.host.as_ptr().addr() + (linear & 0xFFF) as usize, mode };
-        if let Some(number) = blocks.find(key).filter(|_| self.links_blocks()) {
-            let block = blocks.get(number);
-            let tail = match block {
-                Some(block) if block.crosses() => Some(self.code_page(self.next_code_page(linear))?.1),
-                _ => None,
-            };
-            if block.is_some_and(|block| block.is_still(&page, tail.as_ref())) {
-                blocks.note(linear, self.fetch_epoch, mode, number);
-                return Ok(number);
-            }
-        }
-        let block = self.decode_block(linear, &page)?;
-        let number = blocks.insert(key, block);
-        blocks.note(linear, self.fetch_epoch, mode, number);
-        Ok(number)
-    }
-
     /// Brings the arithmetic flags into RFLAGS.
     fn complete_flags(&mut self) {
         self.general.rflags = self.general.rflags & !bit::ARITHMETIC | self.flags.to_register() | 2;
-    }
-
-    /// The bytes at RIP as far as they can be fetched.
-    pub fn instruction_bytes(&mut self) -> InstructionBytes {
-        self.update_mode();
-        let (stop, cr2) = (self.stop, self.shared.cr2);
-        let mut found = InstructionBytes::default();
-        let mut linear = self.code_address();
-        while usize::from(found.length) < found.bytes.len() {
-            let Ok((_, page)) = self.code_page(linear) else { break };
-            let offset = (linear & 0xFFF) as usize;
-            let room = &mut found.bytes[usize::from(found.length)..];
-            let count = room.len().min(0x1000 - offset);
-            // SAFETY: the range lies within the page, which the bus just told.
-            unsafe { crate::host::read_bytes(page.host.as_ptr().add(offset), &mut room[..count]) };
-            found.length += count as u8;
-            linear = self.next_code_page(linear);
-        }
-        (self.stop, self.shared.cr2) = (stop, cr2);
-        found
     }
 }

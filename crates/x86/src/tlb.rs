@@ -158,6 +158,8 @@ pub(crate) struct Tlb {
     pub(crate) paging: Paging,
     /// The current space's key.
     space: u64,
+    /// The current space's PCID.
+    pcid: u16,
     /// The key of global pages.
     global: u64,
     last_key: u64,
@@ -189,6 +191,11 @@ fn boxed<T: Copy, const N: usize>(value: T) -> Box<[T; N]> {
     }
 }
 
+/// Which of the translations a page's is. Spaces map the same addresses, and must not drive each other out.
+fn place(linear: u64, key: u64) -> usize {
+    ((linear >> 12) ^ key.wrapping_mul(0x9E5)) as usize % TRANSLATIONS
+}
+
 /// The page of entries that hold none.
 const NOTHING: HostPage = HostPage { host: NonNull::dangling(), access: Access::empty(), code: NonNull::dangling() };
 
@@ -215,6 +222,7 @@ impl Default for Tlb {
             physical: boxed(Physical { number: EMPTY, page: NOTHING }),
             paging: Paging::new(&registers, PHYSICAL_ADDRESS_BITS),
             space: 1,
+            pcid: 0,
             global: 2,
             last_key: 2,
             spaces: [None; SPACES],
@@ -272,9 +280,11 @@ impl Tlb {
 
     /// The translation of the page of `linear`, if it is known.
     pub(crate) fn translation(&self, linear: u64) -> Option<&Translation> {
-        let Cached { tag, translation } = &self.translations[(linear >> 12) as usize % TRANSLATIONS];
         let page = linear & !OFFSET;
-        (*tag == page | self.space || *tag == page | self.global).then_some(translation)
+        [self.space, self.global].into_iter().find_map(|key| {
+            let Cached { tag, translation } = &self.translations[place(linear, key)];
+            (*tag == page | key).then_some(translation)
+        })
     }
 
     /// Enters a translation of `linear`.
@@ -285,7 +295,7 @@ impl Tlb {
             }
         }
         let key = if translation.global { self.global } else { self.space };
-        self.translations[(linear >> 12) as usize % TRANSLATIONS] = Cached {
+        self.translations[place(linear, key)] = Cached {
             tag: linear & !OFFSET | key,
             translation: Translation { gpa: translation.gpa & !OFFSET, ..*translation },
         };
@@ -334,8 +344,7 @@ impl Tlb {
     /// Forgets all translations of all spaces but those of global pages.
     pub(crate) fn flush_spaces(&mut self) {
         self.spaces = [None; SPACES];
-        let key = self.new_key();
-        self.enter(key);
+        self.switch(self.pcid, false);
     }
 
     /// Continues in the space `pcid`; forgets its translations first, but those of global pages, if `flush`.
@@ -343,6 +352,7 @@ impl Tlb {
         if flush {
             self.forget(pcid);
         }
+        self.pcid = pcid;
         let known = self.spaces.iter().flatten().find(|space| space.pcid == pcid);
         let key = match known {
             Some(space) => space.key,
@@ -371,10 +381,11 @@ impl Tlb {
             self.flush();
             return;
         }
-        let page = linear & !OFFSET;
-        let cached = &mut self.translations[(linear >> 12) as usize % TRANSLATIONS];
-        if cached.tag & !OFFSET == page {
-            cached.tag = EMPTY;
+        for key in [self.space, self.global] {
+            let cached = &mut self.translations[place(linear, key)];
+            if cached.tag == linear & !OFFSET | key {
+                cached.tag = EMPTY;
+            }
         }
         for view in self.views.iter_mut() {
             view[(linear >> 12) as usize % VIEW_ENTRIES] = Entry::EMPTY;

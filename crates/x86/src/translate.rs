@@ -113,6 +113,7 @@ impl Cpu {
                 self.tlb.switch(Self::pcid(&registers), true);
             } else {
                 self.tlb.flush();
+                self.tlb.switch(Self::pcid(&registers), false);
             }
             self.fetch_epoch = self.tlb.fetch_epoch();
         }

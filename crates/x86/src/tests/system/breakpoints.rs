@@ -78,12 +78,12 @@ fn data_breakpoints_trap_behind_the_access() {
         code.hlt()
     };
     let mut guest = with_breakpoint(program, DATA, enable(3, 3));
-    guest.faults(1, None, CODE + 7);
+    guest.faults(1, None, CODE + 9);
     assert_eq!(status(&guest), B0);
     let mut guest = with_breakpoint(program, DATA, enable(1, 3));
-    guest.faults(1, None, CODE + 21);
+    guest.faults(1, None, CODE + 27);
     let mut guest = with_breakpoint(program, DATA + 7, enable(1, 0));
-    guest.faults(1, None, CODE + 14);
+    guest.faults(1, None, CODE + 18);
     let mut guest = with_breakpoint(program, DATA + 8, enable(3, 3));
     guest.halts();
 }

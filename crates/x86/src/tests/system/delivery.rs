@@ -244,7 +244,7 @@ fn real_mode_uses_the_interrupt_vector_table() {
 #[test]
 fn a_stack_that_is_not_canonical_is_a_stack_fault() {
     let mut guest = Guest::system(|code| {
-        code.mov(rsp, 0x8000_0000_0000u64)?;
+        code.mov(rsp, 0x8000_0000_0100u64)?;
         code.push(rax)?;
         code.hlt()
     });

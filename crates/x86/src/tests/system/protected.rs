@@ -123,21 +123,18 @@ fn a_fault_at_cpl_3_changes_stacks() {
 
 #[test]
 fn a_bad_stack_in_the_task_is_an_invalid_task() {
-    for (selector, vector, error_code) in [(0u16, 10, 1), (OUTER_DATA, 10, 0x20 | 1), (0x100, 10, 0x100 | 1)] {
+    for (selector, error_code) in [(0u16, 1), (OUTER_DATA, 0x20 | 1), (0x100, 0x100 | 1)] {
         let mut guest = Guest::outer(|code| code.ud2());
         guest.bus.write(TASK + 8, &selector.to_le_bytes());
-        // #TS cannot be delivered on that stack either, so its handler is conforming code, on the outer stack.
-        guest.bus.write_u64(GDT + u64::from(KERNEL_CODE), descriptor(0, 0xF_FFFF, 0x9F, 0xC));
-        guest.bus.write_u64(GDT + 0x50, descriptor(0, 0xF_FFFF, 0x9B, 0xC));
-        let gate = guest.bus.read_u64(IDT + 6 * 8) & !0xFFFF_0000 | 0x50 << 16;
-        guest.bus.write_u64(IDT + 6 * 8, gate);
-        // HLT is privileged in it: that is #GP, at the handler of #TS.
-        let gate = guest.bus.read_u64(IDT + 13 * 8) & !0xFFFF_0000 | 0x50 << 16;
-        guest.bus.write_u64(IDT + 13 * 8, gate);
-        assert_eq!(guest.cpu.run(), Exit::Shutdown, "#GP needs the bad stack as well");
-        let rsp = guest.register(RSP);
-        assert_eq!(guest.cpu.general().rip, handler(vector));
-        assert_eq!(u32::from_le_bytes(guest.bus.read(rsp)), error_code);
+        // #TS cannot be delivered on that stack either, so its handler is conforming code, which stays at CPL 3.
+        guest.bus.write_u64(GDT + 0x50, descriptor(0, 0xF_FFFF, 0x9F, 0xC));
+        let gate = guest.bus.read_u64(IDT + 10 * 8) & !0xFFFF_0000 | 0x50 << 16;
+        guest.bus.write_u64(IDT + 10 * 8, gate);
+        guest.bus.write(handler(10), &[0x0F, 0x01, 0xC1]);
+        assert_eq!(guest.cpu.run(), Exit::Hypercall { length: 3 });
+        assert_eq!((guest.cpu.general().rip, guest.cpu.system().cpl()), (handler(10), 3));
+        let frame = [0, 4, 8].map(|offset| u32::from_le_bytes(guest.bus.read(guest.register(RSP) + offset)));
+        assert_eq!(frame, [error_code, CODE as u32, u32::from(OUTER_CODE)]);
     }
 }
 

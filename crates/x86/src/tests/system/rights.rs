@@ -106,7 +106,7 @@ fn smap_is_suspended_by_stac() {
         code.mov(eax, dword_ptr(DATA))?;
         code.hlt()
     });
-    guest.faults(14, Some(1), CODE + 20);
+    guest.faults(14, Some(1), CODE + 24);
     assert_eq!(guest.cpu.shared().cr2, DATA);
 }
 
@@ -121,7 +121,7 @@ fn smap_follows_flags_that_are_popped() {
         code.mov(eax, dword_ptr(DATA))?;
         code.hlt()
     });
-    guest.faults(14, Some(1), CODE + 16);
+    guest.faults(14, Some(1), CODE + 18);
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn user_code_reads_what_the_supervisor_wrote() {
     guest.map(KERNEL_STACK, KERNEL_STACK | PRESENT | WRITABLE);
     guest.cpu.system_mut().star = 0x0020_0008 << 32;
     guest.cpu.general_mut().gpr[RSP] = USER_STACK;
-    guest.faults(14, Some(7), CODE + 0x27);
+    guest.faults(14, Some(7), CODE + 0x29);
     assert_eq!(guest.register(RAX), 0x55AA);
 }
 
@@ -185,7 +185,7 @@ fn alignment_is_checked_at_cpl_3_only() {
     let mut guest = Guest::user(program);
     guest.cpu.system_mut().cr0 |= 1 << 18;
     guest.cpu.general_mut().rflags |= bit::AC;
-    guest.faults(17, Some(0), CODE + 14);
+    guest.faults(17, Some(0), CODE + 18);
 
     let mut guest = Guest::system(program);
     guest.cpu.system_mut().cr0 |= 1 << 18;

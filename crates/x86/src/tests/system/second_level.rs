@@ -133,7 +133,7 @@ fn page_tables_are_not_read() {
     });
     let entry = PAGES + (CODE >> 12) * 8;
     violates(&mut guest, PAGES, Access::READ, (entry, Some(CODE), AccessKind::Read, true, true));
-    guest.faults(6, None, CODE + 7);
+    guest.faults(6, None, CODE + 9);
 }
 
 #[test]

@@ -283,7 +283,7 @@ fn ltr_makes_a_task_busy_and_refuses_a_busy_one() {
     });
     guest.cpu.general_mut().gpr[RAX] = u64::from(TASK_SELECTOR);
     guest.bus.write(GDT + 0x38 + 5, &[0x89]);
-    guest.faults(13, Some(u64::from(TASK_SELECTOR)), CODE + 3);
+    guest.faults(13, Some(u64::from(TASK_SELECTOR)), CODE + 4);
     assert_eq!(guest.bus.read::<1>(GDT + 0x38 + 5), [0x8B]);
     assert_eq!((guest.cpu.system().tr.base, guest.cpu.system().tr.limit), (TASK, 0xFFF));
 }
