@@ -91,6 +91,8 @@ pub(crate) struct Block {
     pub(crate) system: Option<Op>,
     /// Instructions in `ops`.
     pub(crate) instructions: u32,
+    /// What was decoded.
+    pub(crate) bytes: Box<[u8]>,
     source: Source,
     /// The page of the last bytes, if an instruction crosses into it; always a block of one instruction.
     tail: Option<Source>,
@@ -98,15 +100,16 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// A block of instructions whose bytes are in `source`, and in `tail` if the only one crosses pages.
+    /// A block of decoded `bytes`, which are in `source`, and in `tail` if its only instruction crosses pages.
     pub(crate) fn new(
         ops: Vec<Op>,
         system: Option<Op>,
         instructions: u32,
-        source: Source,
-        tail: Option<Source>,
+        bytes: &[u8],
+        (source, tail): (Source, Option<Source>),
     ) -> Self {
-        Self { ops: ops.into_boxed_slice(), system, instructions, source, tail, links: [Link::EMPTY; 2] }
+        let (ops, bytes) = (ops.into_boxed_slice(), bytes.into());
+        Self { ops, system, instructions, bytes, source, tail, links: [Link::EMPTY; 2] }
     }
 
     /// Whether the block may be executed now, given that its page was found to be the right one under the current
@@ -235,6 +238,13 @@ impl BlockCache {
     /// Notes that a block is what lies at a linear address.
     pub(crate) fn note(&mut self, linear: u64, epoch: u64, mode: CodeMode, block: u32) {
         self.recent[Self::recent_place(linear)] = Recent { linear, epoch, mode, block };
+    }
+
+    /// Makes a block current whose bytes were found to be unchanged.
+    pub(crate) fn renew(&mut self, number: u32, source: Source, tail: Option<Source>) {
+        if let Some(block) = self.blocks.get_mut(number as usize) {
+            (block.source, block.tail) = (source, tail);
+        }
     }
 
     /// The block that begins at `key`, current or not.

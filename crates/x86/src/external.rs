@@ -23,6 +23,8 @@ pub(crate) struct External {
     asked: bool,
     /// RIP of the instruction in progress: the answers are for no other.
     rip: u64,
+    /// The answers are for the delivery of an event before that instruction.
+    pub(crate) for_event: bool,
 }
 
 impl External {
@@ -44,9 +46,11 @@ impl External {
         self.asked = false;
     }
 
-    /// Ends the instruction at `rip` with an exit; answers given from now on are its.
-    pub(crate) fn suspend(&mut self, rip: u64) {
+    /// Ends the instruction at `rip`, or the delivery of an event before it, with an exit; answers given from now on
+    /// are its.
+    pub(crate) fn suspend(&mut self, rip: u64, for_event: bool) {
         self.rip = rip;
+        self.for_event = for_event;
     }
 
     /// Forgets all answers: the instruction, or an iteration of it, has finished.

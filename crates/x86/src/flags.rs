@@ -73,12 +73,13 @@ impl Flags {
 
     /// The flags as bits of the flags register.
     pub(crate) fn to_register(self) -> u64 {
-        u64::from(self.carry()) * bit::CF
-            | u64::from(self.parity()) * bit::PF
-            | u64::from(self.adjust()) * bit::AF
-            | u64::from(self.zero()) * bit::ZF
-            | u64::from(self.sign()) * bit::SF
-            | u64::from(self.overflow()) * bit::OF
+        let flag = |set: bool, bit: u64| if set { bit } else { 0 };
+        flag(self.carry(), bit::CF)
+            | flag(self.parity(), bit::PF)
+            | flag(self.adjust(), bit::AF)
+            | flag(self.zero(), bit::ZF)
+            | flag(self.sign(), bit::SF)
+            | flag(self.overflow(), bit::OF)
     }
 
     /// From the vector of carries out of every bit of an operation on `BYTES` bytes.
@@ -127,7 +128,7 @@ impl Flags {
     /// The same flags with another value of ZF.
     pub(crate) fn with_zero(self, zero: bool) -> Self {
         let register = self.to_register() & !bit::ZF;
-        Self::from_register(register | u64::from(zero) * bit::ZF)
+        Self::from_register(if zero { register | bit::ZF } else { register })
     }
 
     /// Whether condition `NUMBER` of Jcc, SETcc and CMOVcc holds (SDM Vol. 2, appendix B.1.4.7).

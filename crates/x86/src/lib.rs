@@ -15,6 +15,7 @@ mod descriptor;
 mod descriptor_table;
 mod exception;
 mod external;
+mod fetch;
 mod flags;
 mod fp;
 mod frame;

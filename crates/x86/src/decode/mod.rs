@@ -7,23 +7,21 @@ mod select;
 
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, RflagsBits};
 
-use engine::registers::CS;
-
 use crate::block::{Block, CodeMode, Source};
+use crate::fetch::{PAGE, read_code};
 use crate::integer::branch;
 use crate::op::{Handler, Op};
 use crate::stop::Step;
-use crate::{Cpu, HostPage, host};
+use crate::{Cpu, HostPage};
 
 use handlers::Selected;
 
 /// Most instructions in a block.
 pub(crate) const MOST_INSTRUCTIONS: usize = 48;
 /// Most bytes of a block.
-const MOST_BYTES: usize = 256;
+pub(crate) const MOST_BYTES: usize = 256;
 /// Most bytes of an instruction (SDM Vol. 2A 2.3.11).
 const LONGEST: usize = 15;
-const PAGE: u64 = 0x1000;
 
 /// Every flag that arithmetic sets.
 const ALL_FLAGS: u32 =
@@ -49,68 +47,36 @@ impl Cpu {
         CodeMode { size: self.mode.code_size, user: self.mode.cpl == 3, single: self.single_step }
     }
 
-    /// Decodes the block at `linear`, which is on `page`, for the current RIP and mode. `second` is the page behind,
-    /// if the first instruction is known to cross into it.
+    /// Decodes the block at `linear`, which is on `page`, for the current RIP and mode.
     ///
     /// # Errors
     /// Stops with the fault of fetching the first instruction.
     pub(crate) fn decode_block(&mut self, linear: u64, page: &HostPage) -> Step<Block> {
         let source = Source::watch(page);
-        let offset = linear % PAGE;
         let mut bytes = [0; MOST_BYTES];
-        let on_page = (PAGE - offset).min(MOST_BYTES as u64);
+        let on_page = (PAGE - linear % PAGE).min(MOST_BYTES as u64);
         let available = on_page.min(self.fetchable());
         let (data, _) = bytes.split_at_mut(available as usize);
-        // SAFETY: the range lies within the page, which the bus just told.
-        unsafe { host::read_bytes(page.host.as_ptr().add(offset as usize), data) };
+        read_code(linear, page, None, data);
         let candidates = self.decode_bytes(data);
         if !candidates.is_empty() {
-            return Ok(self.finish_block(candidates, source, None));
+            return Ok(self.finish_block(candidates, data, (source, None)));
         }
         if available < on_page {
             // SDM Vol. 3A 6.3: fetching beyond the limit of CS.
             return self.general_protection(0);
         }
-        self.decode_crossing(linear, page, source)
-    }
-
-    /// Bytes from RIP to the limit of CS.
-    fn fetchable(&self) -> u64 {
-        if self.mode.code_size == 8 {
-            return u64::MAX;
-        }
-        (u64::from(self.system.segments[CS].limit) + 1).saturating_sub(self.general.rip)
-    }
-
-    /// Decodes an instruction that crosses into the next page.
-    fn decode_crossing(&mut self, linear: u64, page: &HostPage, source: Source) -> Step<Block> {
-        let next = self.next_code_page(linear);
-        let (_, second) = self.code_page(next)?;
+        // The instruction crosses into the next page.
+        let (_, second) = self.code_page(self.next_code_page(linear))?;
         let tail = Source::watch(&second);
-        let mut bytes = [0; 2 * LONGEST];
-        let offset = linear % PAGE;
-        let first = (PAGE - offset).min(LONGEST as u64) as usize;
-        let (start, rest) = bytes.split_at_mut(first);
-        let (rest, _) = rest.split_at_mut(LONGEST);
-        // SAFETY: both ranges lie within pages that the bus just told: the first up to its end, the second from its
-        // start.
-        unsafe {
-            host::read_bytes(page.host.as_ptr().add(offset as usize), start);
-            host::read_bytes(second.host.as_ptr(), rest);
-        }
-        let available = self.fetchable().min(bytes.len() as u64) as usize;
-        let mut candidates = self.decode_bytes(bytes.get(..available).unwrap_or_default());
+        let (data, _) = bytes.split_at_mut(self.fetchable().min(LONGEST as u64) as usize);
+        read_code(linear, page, Some(&second), data);
+        let mut candidates = self.decode_bytes(data);
         candidates.truncate(1);
         if candidates.is_empty() {
             return self.general_protection(0);
         }
-        Ok(self.finish_block(candidates, source, Some(tail)))
-    }
-
-    /// The linear address of the page behind that of `linear`.
-    pub(crate) fn next_code_page(&self, linear: u64) -> u64 {
-        let next = (linear & !(PAGE - 1)).wrapping_add(PAGE);
-        if self.mode.code_size == 8 { next } else { next & 0xFFFF_FFFF }
+        Ok(self.finish_block(candidates, data, (source, Some(tail))))
     }
 
     /// Decodes the instructions of a block as far as they are complete.
@@ -158,12 +124,11 @@ impl Cpu {
 
     /// Makes a block of decoded instructions: leaves out flags that nobody sees, joins comparisons with the branches
     /// behind them, and sees to it that RIP goes on.
-    fn finish_block(&self, mut candidates: Vec<Candidate>, source: Source, tail: Option<Source>) -> Block {
+    fn finish_block(&self, mut candidates: Vec<Candidate>, bytes: &[u8], sources: (Source, Option<Source>)) -> Block {
+        let length = candidates.last().map_or(0, |last| usize::from(last.op.offset) + usize::from(last.op.length));
+        let bytes = bytes.get(..length).unwrap_or(bytes);
         drop_unseen_flags(&mut candidates);
-        let system = match candidates.pop_if(|last| last.selected.system) {
-            Some(last) => Some(last.op),
-            None => None,
-        };
+        let system = candidates.pop_if(|last| last.selected.system).map(|last| last.op);
         let instructions = candidates.len() as u32;
         let branches = |candidate: &Candidate| branch_ends(candidate.op.code) || candidate.op.code == Code::INVALID;
         let goes_on = !candidates.last().is_some_and(branches) && system.is_none();
@@ -184,7 +149,7 @@ impl Cpu {
         if goes_on && let Some(last) = candidates.last() {
             ops.push(Op { handler: branch::fall_through, code: Code::INVALID, ..last.op });
         }
-        Block::new(ops, system, instructions, source, tail)
+        Block::new(ops, system, instructions, bytes, sources)
     }
 }
 
