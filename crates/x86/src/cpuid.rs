@@ -37,13 +37,13 @@ const fn bits(numbers: &[u32]) -> u32 {
     word
 }
 
-/// Leaf 1, ECX: SSE3, SSSE3, CMPXCHG16B, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT and XSAVE.
-const FEATURES_ECX: u32 = bits(&[0, 9, 13, 17, 19, 20, 22, 23, 26]);
+/// Leaf 1, ECX: SSE3, PCLMULQDQ, SSSE3, CMPXCHG16B, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, AES and XSAVE.
+const FEATURES_ECX: u32 = bits(&[0, 1, 9, 13, 17, 19, 20, 22, 23, 25, 26]);
 /// Leaf 1, EDX: x87, DE, PSE, TSC, MSR, PAE, CMPXCHG8B, SYSENTER, PGE, CMOV, PAT, PSE-36, CLFLUSH, MMX, FXSR, SSE and
 /// SSE2.
 const FEATURES_EDX: u32 = bits(&[0, 2, 3, 4, 5, 6, 8, 11, 13, 15, 16, 17, 19, 23, 24, 25, 26]);
-/// Leaf 7, EBX: FSGSBASE, BMI1, SMEP, BMI2, fast REP MOVSB, INVPCID, SMAP, ADX and CLFLUSHOPT.
-const EXTENDED_EBX: u32 = bits(&[0, 3, 7, 8, 9, 10, 19, 20, 23]);
+/// Leaf 7, EBX: FSGSBASE, BMI1, SMEP, BMI2, fast REP MOVSB, INVPCID, ADX, SMAP, CLFLUSHOPT and SHA.
+const EXTENDED_EBX: u32 = bits(&[0, 3, 7, 8, 9, 10, 19, 20, 23, 29]);
 /// Leaf 7, ECX: UMIP and RDPID.
 const EXTENDED_ECX: u32 = bits(&[2, 22]);
 /// Leaf 7, EDX: fast short REP MOVSB and IA32_ARCH_CAPABILITIES.
@@ -56,6 +56,8 @@ const LONG_EDX: u32 = bits(&[11, 20, 26, 27, 29]);
 const POWER_EAX: u32 = bits(&[2]);
 /// Leaf 0x80000007, EDX: the TSC is invariant.
 const POWER_EDX: u32 = bits(&[8]);
+/// Leaf 0xD.1, EAX: XSAVEOPT and XSAVEC.
+const XSAVE_EAX: u32 = bits(&[0, 1]);
 /// Bytes in an XSAVE area for x87 and SSE: the legacy region and the header.
 const XSAVE_BYTES: u32 = 576;
 
@@ -88,6 +90,7 @@ pub fn supported_cpuid() -> Vec<CpuidLeaf> {
         plain(6, [POWER_EAX, 0, 0, 0]),
         indexed(7, 0, [0, EXTENDED_EBX, EXTENDED_ECX, EXTENDED_EDX]),
         indexed(0xD, 0, [3, XSAVE_BYTES, XSAVE_BYTES, 0]),
+        indexed(0xD, 1, [XSAVE_EAX, XSAVE_BYTES, 0, 0]),
         plain(0x8000_0000, [0x8000_0008, vendor_ebx, vendor_ecx, vendor_edx]),
         plain(0x8000_0001, [0, 0, LONG_ECX, LONG_EDX]),
         // 1 MiB, 16 ways, lines of 64 bytes.

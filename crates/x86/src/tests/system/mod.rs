@@ -3,6 +3,8 @@
 mod breakpoints;
 mod delivery;
 mod devices;
+mod features;
+mod floating;
 mod protected;
 mod rights;
 mod second_level;

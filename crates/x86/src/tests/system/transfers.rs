@@ -71,7 +71,7 @@ fn sysenter_and_sysexit() {
     guest.bus.write(handler(201) + 1, &[0x48, 0x0F, 0x35]);
     let delivered = guest.delivered();
     assert_eq!((delivered.vector, delivered.rip, delivered.rsp), (6, DATA, USER_STACK));
-    assert_eq!((delivered.cs, delivered.ss), (u64::from(CODE64) + 32 | 3, u64::from(CODE64) + 40 | 3));
+    assert_eq!((delivered.cs, delivered.ss), (u64::from(CODE64 + 32) | 3, u64::from(CODE64 + 40) | 3));
 
     Guest::user(|code| code.sysenter()).faults(13, Some(0), CODE);
 }
