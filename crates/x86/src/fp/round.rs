@@ -118,12 +118,15 @@ fn overflowed<F: Format>(environment: &mut Environment, sign: bool, precision: u
     if infinite { F::infinity(sign) } else { F::assemble(sign, F::SPECIAL - 1, u64::MAX << (64 - precision)) }
 }
 
-/// A result whose exponent was brought back into range; one that is still out of it becomes zero or infinity.
+/// A result whose exponent was brought back into range; one that is still out of it becomes zero or infinity. Formats
+/// that have no such results raise nothing more.
 fn wrapped<F: Format>(environment: &mut Environment, sign: bool, exponent: i32, significand: u64) -> F::Bits {
     if (F::MIN_EXPONENT..=F::BIAS).contains(&exponent) {
         return F::assemble(sign, exponent + F::BIAS, significand);
     }
-    environment.raise(Exceptions::PRECISION);
-    environment.rounded_up = exponent > 0;
+    if F::WRAP != 0 {
+        environment.raise(Exceptions::PRECISION);
+        environment.rounded_up = exponent > 0;
+    }
     if exponent > 0 { F::infinity(sign) } else { F::zero(sign) }
 }

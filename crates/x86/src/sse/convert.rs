@@ -112,38 +112,34 @@ fn to_register<F: Element, const BYTES: usize, const TRUNCATE: bool, const MEMOR
     Ok(())
 }
 
-/// The MMX operand of a conversion.
+/// The MMX or memory operand of a conversion. With an operand in memory it is no MMX instruction (SDM Vol. 2A,
+/// CVTPI2PD).
 fn mmx_source<const MEMORY: usize>(cpu: &mut Cpu, op: &Op) -> Step<u64> {
-    if MEMORY == 0 { Ok(cpu.mmx(op.b)) } else { cpu.load_operand::<MEMORY>(op) }
+    cpu.require_sse()?;
+    if MEMORY != 0 {
+        return cpu.load_operand::<MEMORY>(op);
+    }
+    cpu.require_mmx()?;
+    cpu.enter_mmx();
+    Ok(cpu.mmx(op.b))
 }
 
 /// CVTPI2PS.
 fn mmx_to_singles<const MEMORY: usize>(cpu: &mut Cpu, op: &Op) -> Step {
-    cpu.require_sse()?;
-    cpu.require_mmx()?;
     let source = mmx_source::<MEMORY>(cpu, op)?;
     let mut environment = cpu.simd_environment();
     let mut convert = |word: u64| u128::from(from_word::<Single>(&mut environment, word as u32));
     let result = convert(source) | convert(source >> 32) << 32;
     cpu.settle_simd(&environment)?;
-    cpu.enter_mmx();
     cpu.set_xmm(op.a, cpu.xmm(op.a) >> 64 << 64 | result);
     Ok(())
 }
 
-/// CVTPI2PD. It is no MMX instruction if the operand is in memory (SDM Vol. 2A).
+/// CVTPI2PD, which is always exact.
 fn mmx_to_doubles<const MEMORY: usize>(cpu: &mut Cpu, op: &Op) -> Step {
-    cpu.require_sse()?;
-    if MEMORY == 0 {
-        cpu.require_mmx()?;
-    }
     let source = mmx_source::<MEMORY>(cpu, op)?;
-    // Always exact.
     let mut environment = cpu.simd_environment();
     let result = to_two_quads(source.into(), |word| from_word::<Double>(&mut environment, word));
-    if MEMORY == 0 {
-        cpu.enter_mmx();
-    }
     cpu.set_xmm(op.a, result);
     Ok(())
 }
@@ -177,6 +173,8 @@ fn to_mmx<const MEMORY: usize>(cpu: &mut Cpu, op: &Op, convert: impl FnOnce(&mut
     let source = cpu.second_operand::<MEMORY>(op)?;
     let mut environment = cpu.simd_environment();
     let result = convert(&mut environment, source);
+    // The unit is in MMX mode even if the instruction stops now.
+    cpu.enter_mmx();
     cpu.settle_simd(&environment)?;
     cpu.set_mmx(op.a, result);
     Ok(())

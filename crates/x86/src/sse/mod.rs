@@ -38,10 +38,11 @@ const OSXMMEXCPT: u64 = 1 << 10;
 
 /// Finds the handler of an MMX or SSE instruction.
 pub(crate) fn select(instruction: &Instruction) -> Option<Handler> {
-    let tables =
-        [moves::select, integer::select, shuffle::select, float::select, convert::select, convert::select_register];
-    let rare = [scalar::select, special::select, string::select, crypto::select];
-    tables.into_iter().chain(rare).find_map(|select| select(instruction))
+    // Before the tables come the instructions that have forms like theirs but do otherwise.
+    let exceptions = [moves::select, scalar::select];
+    let tables = [integer::select, shuffle::select, float::select, convert::select, crypto::select];
+    let rare = [convert::select_register, special::select, string::select];
+    exceptions.into_iter().chain(tables).chain(rare).find_map(|select| select(instruction))
 }
 
 impl Cpu {

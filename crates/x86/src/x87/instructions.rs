@@ -131,8 +131,10 @@ fn to_memory<T: Into<i128> + Copy>(
     cpu.require_x87()?;
     let linear = cpu.operand_address(op, bytes as u32, true)?;
     let store = compute(&cpu.x87());
-    if let Some(value) = store.value {
-        cpu.store_bytes(linear, &value.into().to_le_bytes()[..bytes])?;
+    match store.value {
+        Some(value) => cpu.store_bytes(linear, &value.into().to_le_bytes()[..bytes])?,
+        // Faults of the access come first.
+        None => cpu.probe_write(linear, bytes)?,
     }
     cpu.x87().finish_store(&store, pop);
     cpu.note_x87(op, true);
@@ -361,7 +363,8 @@ handlers! {
     fn stack {
         Fld_sti => registers!(|unit, op| unit.load_register(op.a));
         Fst_sti => registers!(|unit, op| unit.store_register(op.a, false));
-        Fstp_sti | Fstpnce_sti | Fstp_sti_DFD0 | Fstp_sti_DFD8 => registers!(|unit, op| unit.store_register(op.a, true));
+        Fstp_sti | Fstp_sti_DFD0 | Fstp_sti_DFD8 => registers!(|unit, op| unit.store_register(op.a, true));
+        Fstpnce_sti => registers!(|unit, op| unit.store_register_unchecked(op.a));
         Fxch_st0_sti | Fxch_st0_sti_DDC8 | Fxch_st0_sti_DFC8 => registers!(|unit, op| unit.exchange(op.b));
         Fcmovb_st0_sti => |cpu, op| conditional_move(cpu, op, Flags::carry);
         Fcmove_st0_sti => |cpu, op| conditional_move(cpu, op, Flags::zero);

@@ -196,6 +196,7 @@ register_tests! { REGISTERS:
     fld_register: "fld st(2)", |unit| unit.load_register(2);
     fst_register: "fst st(3)", |unit| unit.store_register(3, false);
     fstp_register: "fstp st(1)", |unit| unit.store_register(1, true);
+    fstpnce: ".byte 0xD9, 0xDB", |unit| unit.store_register_unchecked(3);
     fldpi: "fldpi", |unit| unit.load_constant(Constant::PI);
     fldl2t: "fldl2t", |unit| unit.load_constant(Constant::LOG2_10);
     fldl2e: "fldl2e", |unit| unit.load_constant(Constant::LOG2_E);

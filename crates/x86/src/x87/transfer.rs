@@ -200,6 +200,15 @@ impl Unit<'_> {
         }
     }
 
+    /// FSTPNCE, an undocumented FSTP that does nothing but pop if the register is empty.
+    pub(crate) fn store_register_unchecked(&mut self, register: u8) {
+        self.set_c1(false);
+        if let Some(value) = self.get(0) {
+            self.set(register, value);
+        }
+        self.pop();
+    }
+
     /// FXCH.
     pub(crate) fn exchange(&mut self, register: u8) {
         self.set_c1(false);
