@@ -1,6 +1,7 @@
 //! The last exits of a VP, for the report of a guest that died.
 
 use std::fmt;
+use std::mem::discriminant;
 
 use engine::{AccessKind, Exit, MemoryFault};
 use tlfs::Vtl;
@@ -8,7 +9,7 @@ use tlfs::Vtl;
 /// Exits that are remembered.
 const LENGTH: usize = 32;
 
-/// An exit, and how often it came again from the same place before another one came.
+/// An exit, and how often its kind came again from the same place before another exit came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Past {
     /// When it came last, in ticks of the clock.
@@ -38,6 +39,7 @@ impl History {
     pub(crate) fn record(&mut self, time: u64, vtl: Vtl, rip: u64, exit: &Exit) {
         if let Some(last) = &mut self.ring[self.newest]
             && (last.rip, last.vtl) == (rip, vtl)
+            && discriminant(&last.exit) == discriminant(exit)
         {
             last.time = time;
             last.exit = *exit;
@@ -127,9 +129,10 @@ mod tests {
         let mut history = History::new();
         history.record(1, Vtl::ZERO, 0x10, &Exit::IoWrite { port: 0x3F8, size: 1, value: 65 });
         history.record(2, Vtl::ZERO, 0x10, &Exit::IoWrite { port: 0x3F8, size: 1, value: 66 });
-        history.record(3, Vtl::new(1).unwrap(), 0x10, &Exit::Halt);
+        history.record(3, Vtl::ZERO, 0x10, &Exit::Shutdown);
+        history.record(3, Vtl::new(1).unwrap(), 0x10, &Exit::Shutdown);
         let list = history.list();
-        assert_eq!(list.len(), 2);
+        assert_eq!(list.len(), 3);
         assert_eq!((list[0].count, list[0].time), (2, 2));
         assert_eq!(Phrase(&list[0].exit).to_string(), "out byte 0x42 to port 0x3f8");
     }

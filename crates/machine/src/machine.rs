@@ -1,5 +1,8 @@
 //! A PC, assembled and run.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -120,12 +123,15 @@ impl Machine {
     #[must_use]
     pub fn run(self) -> Outcome {
         thread::scope(|scope| {
-            for index in 0..self.slots.len() as u32 {
+            let start = |index| {
                 let vp = VpThread::new(&self, index);
                 let started = thread::Builder::new().name(format!("vp{index}")).spawn_scoped(scope, || vp.run());
-                if let Err(error) = started {
-                    self.control.finish(Outcome::Failed(Failure::Thread(error)));
-                }
+                started.map_err(|error| self.control.finish(Outcome::Failed(Failure::Thread(error)))).ok()
+            };
+            let threads: Vec<_> = (0..self.slots.len() as u32).filter_map(start).collect();
+            for thread in threads {
+                // A thread that panicked has made that the outcome.
+                let _ = thread.join();
             }
         });
         self.control.take_outcome().unwrap_or(Outcome::Stopped)

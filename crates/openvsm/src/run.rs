@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use machine::Outcome;
@@ -35,7 +35,7 @@ pub fn run(options: &Run) -> Status {
     let modules = modules.collect::<Result<Vec<_>, Failure>>()?;
     let modules: Vec<_> = modules.iter().map(|(name, bytes)| Module { bytes, string: name }).collect();
     let guest = Guest::plan(&kernel, memory, &options.cmdline, &modules).map_err(|error| explain(options, error))?;
-    let serial = [Backend::open("--serial", &options.serial)?, Backend::open("--serial2", &options.serial2)?];
+    let serial = open_serial([("--serial", &options.serial), ("--serial2", &options.serial2)])?;
 
     let host = Host::new(&options.platform, options.exit_port.0);
     let narrator = options.platform.verbose.then(|| Narrator::new(host.clock().tsc_frequency()));
@@ -91,32 +91,71 @@ fn explain(options: &Run, error: LoadError) -> Failure {
     }
 }
 
+/// Opens both back ends, or changes no file.
+fn open_serial(backends: [(&str, &SerialBackend); 2]) -> Result<[Backend; 2], Failure> {
+    let [first, second] = backends;
+    let first = Backend::open(first.0, first.1)?;
+    match Backend::open(second.0, second.1) {
+        Ok(second) => Ok([first.emptied()?, second.emptied()?]),
+        Err(failure) => {
+            first.withdraw();
+            Err(failure)
+        }
+    }
+}
+
 /// An open back end of a serial port; it stays open when the machine is reset.
 enum Backend {
     Stdio,
-    File(Arc<File>),
+    File { file: Arc<File>, path: PathBuf, created: bool },
     None,
 }
 
 impl Backend {
+    /// Opens a file without changing what is in it.
     fn open(option: &str, backend: &SerialBackend) -> Result<Self, Failure> {
-        match backend {
-            SerialBackend::Stdio => Ok(Self::Stdio),
-            SerialBackend::None => Ok(Self::None),
-            SerialBackend::File(path) => match File::create(path) {
-                Ok(file) => Ok(Self::File(Arc::new(file))),
-                Err(error) => {
-                    let problem = format!("{}; give a file that can be written", plain(&error));
-                    Err(Failure::bad_input(format!("{option} file:{}", path.display()), problem))
-                }
-            },
+        let path = match backend {
+            SerialBackend::Stdio => return Ok(Self::Stdio),
+            SerialBackend::None => return Ok(Self::None),
+            SerialBackend::File(path) => path.clone(),
+        };
+        let opened = match File::options().write(true).create_new(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                File::options().write(true).open(&path).map(|file| (file, false))
+            }
+            created => created.map(|file| (file, true)),
+        };
+        match opened {
+            Ok((file, created)) => Ok(Self::File { file: Arc::new(file), path, created }),
+            Err(error) => {
+                let problem = format!("{}; give a file that can be written", plain(&error));
+                Err(Failure::bad_input(format!("{option} file:{}", path.display()), problem))
+            }
+        }
+    }
+
+    /// Drops what a file held before.
+    fn emptied(self) -> Result<Self, Failure> {
+        if let Self::File { file, .. } = &self
+            && file.metadata().is_ok_and(|metadata| metadata.is_file())
+        {
+            file.set_len(0).map_err(Failure::host)?;
+        }
+        Ok(self)
+    }
+
+    /// Removes a file that [`Self::open`] made.
+    fn withdraw(self) {
+        if let Self::File { path, created: true, .. } = self {
+            // It is empty; if it cannot be removed, no harm is done.
+            let _ = fs::remove_file(path);
         }
     }
 
     fn output(&self) -> SerialOutput {
         match self {
             Self::Stdio => Box::new(io::stdout()),
-            Self::File(file) => Box::new(Arc::clone(file)),
+            Self::File { file, .. } => Box::new(Arc::clone(file)),
             Self::None => Box::new(io::sink()),
         }
     }

@@ -2,7 +2,10 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use engine::Exit;
-use iced_x86::code_asm::{CodeAssembler, dword_ptr, eax, ecx, qword_ptr, r8, r9, rax, rbx, rcx, rdi, rdx, rsi};
+use iced_x86::code_asm::{
+    CodeAssembler, dword_ptr, eax, ecx, qword_ptr, r8, r9, rax, rbx, rcx, rdi, rdx, rsi, st0, st1, xmm0, xmm1, xmm2,
+    xmm3, xmmword_ptr,
+};
 use x86::Cpu;
 use x86::testing::{TestBus, enter_long};
 
@@ -52,6 +55,71 @@ fn memory_loop() -> Result<CodeAssembler, iced_x86::IcedError> {
     Ok(code)
 }
 
+/// Double-precision arithmetic: a Horner scheme.
+fn double_loop() -> Result<CodeAssembler, iced_x86::IcedError> {
+    let mut code = CodeAssembler::new(64)?;
+    let mut top = code.create_label();
+    code.mov(eax, 3)?;
+    code.cvtsi2sd(xmm1, eax)?;
+    code.mov(eax, 7)?;
+    code.cvtsi2sd(xmm2, eax)?;
+    code.divsd(xmm1, xmm2)?;
+    code.mov(ecx, 100_000)?;
+    code.set_label(&mut top)?;
+    code.mulsd(xmm0, xmm1)?;
+    code.addsd(xmm0, xmm2)?;
+    code.movapd(xmm3, xmm0)?;
+    code.mulsd(xmm3, xmm3)?;
+    code.subsd(xmm3, xmm2)?;
+    code.ucomisd(xmm3, xmm2)?;
+    code.dec(ecx)?;
+    code.jne(top)?;
+    code.jmp(CODE)?;
+    Ok(code)
+}
+
+/// Integer vectors: loads, arithmetic, shuffles and stores.
+fn vector_loop() -> Result<CodeAssembler, iced_x86::IcedError> {
+    let mut code = CodeAssembler::new(64)?;
+    let mut top = code.create_label();
+    code.mov(rbx, DATA)?;
+    code.xor(rcx, rcx)?;
+    code.set_label(&mut top)?;
+    code.movdqa(xmm0, xmmword_ptr(rbx + rcx * 8))?;
+    code.paddb(xmm0, xmm1)?;
+    code.pshufd(xmm2, xmm0, 0x1B)?;
+    code.pcmpeqw(xmm2, xmm1)?;
+    code.pmaddwd(xmm1, xmm0)?;
+    code.pxor(xmm1, xmm2)?;
+    code.pslld(xmm1, 3)?;
+    code.movdqa(xmmword_ptr(rbx + rcx * 8), xmm1)?;
+    code.add(ecx, 2)?;
+    code.cmp(ecx, 0x1_0000)?;
+    code.jb(top)?;
+    code.jmp(CODE)?;
+    Ok(code)
+}
+
+/// 80-bit arithmetic.
+fn x87_loop() -> Result<CodeAssembler, iced_x86::IcedError> {
+    let mut code = CodeAssembler::new(64)?;
+    let mut top = code.create_label();
+    code.fninit()?;
+    code.fldpi()?;
+    code.fld1()?;
+    code.mov(ecx, 100_000)?;
+    code.set_label(&mut top)?;
+    code.fadd_2(st0, st1)?;
+    code.fmul_2(st0, st1)?;
+    code.fsqrt()?;
+    code.fld(st1)?;
+    code.faddp(st1, st0)?;
+    code.dec(ecx)?;
+    code.jne(top)?;
+    code.jmp(CODE)?;
+    Ok(code)
+}
+
 fn measure(criterion: &mut Criterion, name: &str, assembler: Result<CodeAssembler, iced_x86::IcedError>) {
     let code = assembler.and_then(|mut code| code.assemble(CODE)).expect("the loop assembles");
     let bus = TestBus::new(PAGES);
@@ -72,6 +140,9 @@ fn measure(criterion: &mut Criterion, name: &str, assembler: Result<CodeAssemble
 fn loops(criterion: &mut Criterion) {
     measure(criterion, "integer", integer_loop());
     measure(criterion, "memory", memory_loop());
+    measure(criterion, "double", double_loop());
+    measure(criterion, "vector", vector_loop());
+    measure(criterion, "x87", x87_loop());
 }
 
 criterion_group!(benches, loops);

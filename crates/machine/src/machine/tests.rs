@@ -1,0 +1,234 @@
+//! Machines on the fake engine: vCPUs return the exits that the tests play.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use engine::fake::{FakeEngine, FakeVcpu};
+use engine::registers::{CS, R8, RCX, RDX, SS};
+use engine::{AccessKind, Exit, InstructionBytes, MemoryFault, Vcpu};
+use tlfs::context::InitialVpContext;
+use tlfs::hypercalls::register::VpRegistersHeader;
+use tlfs::hypercalls::vtl::StartVirtualProcessor;
+use tlfs::registers::{SegmentAttributes, SegmentRegister};
+use tlfs::{CallCode, HvStatus, HypercallInput, InputVtl, PartitionId, RegisterName, VpIndex, msr};
+use vsm::{Disposition, Observation, Observed};
+use zerocopy::IntoBytes;
+
+use super::*;
+use crate::load::{Image, Protocol, Segment};
+use crate::{Cause, HostClock};
+
+const LOAD: u64 = 0x20_0000;
+const INPUT: u64 = 0x30_0000;
+const OUTPUT: u64 = 0x31_0000;
+const HYPERCALL_PAGE: u64 = 0x40_0000;
+const EXIT_PORT: u16 = 0xF4;
+const CALL: Exit = Exit::Hypercall { length: 3 };
+
+fn machine(vps: u32, observer: Option<Arc<dyn Observer>>) -> (Machine, Arc<dyn Engine>) {
+    let memory = MemoryMap::new(8 << 20).unwrap();
+    let segments = vec![Segment { start: LOAD, size: 0x1000, bytes: b"\xF4" }];
+    let image = Image { segments, entry: LOAD, protocol: Protocol::Long };
+    let layout = Layout::plan(&image, &memory, "", &[]).unwrap();
+    let engine: Arc<dyn Engine> = Arc::new(FakeEngine::new(memory.ram()));
+    let config = Config {
+        rules: vsm::Config { vps, ram: memory.ram().to_vec(), ..vsm::Config::default() },
+        memory,
+        layout: &layout,
+        serial: [Box::new(io::sink()), Box::new(io::sink())],
+        exit_port: Some(EXIT_PORT),
+    };
+    (Machine::new(config, &engine, Arc::new(HostClock::start()), observer).unwrap(), engine)
+}
+
+fn play(vcpu: &mut dyn Vcpu, exits: impl IntoIterator<Item = Exit>) {
+    let vcpu = vcpu.as_any_mut().downcast_mut::<FakeVcpu>().unwrap();
+    exits.into_iter().for_each(|exit| vcpu.play(exit));
+}
+
+/// Runs a machine with one VP that leaves the guest by these exits.
+fn run(exits: &[Exit]) -> Outcome {
+    let (machine, _) = machine(1, None);
+    play(machine.slots[0].take().vp.vcpu_mut(Vtl::ZERO).unwrap(), exits.iter().copied());
+    machine.run()
+}
+
+fn death(exits: &[Exit]) -> crate::Death {
+    match run(exits) {
+        Outcome::Died(death) => *death,
+        outcome => panic!("{outcome:?}"),
+    }
+}
+
+fn fetch(gpa: u64) -> Exit {
+    Exit::MemoryFault(MemoryFault {
+        gpa,
+        gva: Some(gpa),
+        kind: AccessKind::Execute,
+        user: false,
+        page_walk: false,
+        instruction_length: 0,
+        instruction: InstructionBytes::default(),
+    })
+}
+
+#[test]
+fn the_guest_starts_at_its_entry_point() {
+    let (machine, engine) = machine(1, None);
+    let seat = machine.slots[0].take();
+    assert_eq!(seat.vp.vcpu(Vtl::ZERO).unwrap().general().rip, LOAD);
+    let mut byte = [0];
+    engine.read_ram(LOAD, &mut byte).unwrap();
+    assert_eq!(byte, [0xF4]);
+}
+
+#[test]
+fn the_exit_port_ends_the_machine_before_the_next_instruction() {
+    let write = |value| Exit::IoWrite { port: EXIT_PORT, size: 1, value };
+    assert!(matches!(run(&[write(7), write(8)]), Outcome::Exited(7)));
+}
+
+#[test]
+fn guests_that_cannot_go_on_are_reported() {
+    assert_eq!(death(&[Exit::Shutdown]).cause, Cause::TripleFault);
+    assert_eq!(death(&[Exit::Halt]).cause, Cause::Halted);
+    assert_eq!(death(&[fetch(0xE000_0000)]).cause, Cause::Void { gpa: 0xE000_0000 });
+
+    let death = death(&[Exit::IoWrite { port: 0x80, size: 1, value: 5 }, Exit::Shutdown]);
+    assert_eq!((death.vp, death.vtl, death.general.rip), (0, Vtl::ZERO, LOAD));
+    assert_eq!(death.history.len(), 2);
+    let report = death.to_string();
+    assert!(report.contains("out byte 0x5 to port 0x80"), "{report}");
+    assert!(report.contains(&format!("CR3 {:016x}", death.system.cr3)), "{report}");
+}
+
+#[test]
+fn a_machine_can_be_ended_from_outside() {
+    let (machine, _) = machine(2, None);
+    let control = Arc::clone(machine.control());
+    let ender = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(5));
+        control.finish(Outcome::Stopped);
+    });
+    assert!(matches!(machine.run(), Outcome::Stopped));
+    ender.join().unwrap();
+}
+
+#[test]
+fn a_panic_of_a_vp_ends_the_machine() {
+    struct Panics;
+    impl Observer for Panics {
+        fn observe(&self, _observation: &Observation) {
+            panic!("this is part of the test");
+        }
+    }
+    let (machine, _) = machine(2, Some(Arc::new(Panics)));
+    prepare_hypercalls(&machine);
+    play(machine.slots[0].take().vp.vcpu_mut(Vtl::ZERO).unwrap(), [CALL]);
+    assert!(matches!(machine.run(), Outcome::Failed(Failure::Panicked(0))));
+}
+
+/// Enables the hypercall page, which hypercalls need.
+fn prepare_hypercalls(machine: &Machine) {
+    let mut seat = machine.slots[0].take();
+    for (index, value) in [(msr::GUEST_OS_ID, 1 << 48), (msr::HYPERCALL, HYPERCALL_PAGE | 1)] {
+        assert_eq!(seat.vp.exit(Exit::WriteMsr { index, value }, 0).unwrap(), Disposition::Handled);
+    }
+}
+
+/// The context of a 64-bit kernel.
+fn context() -> InitialVpContext {
+    let segment = |selector, attributes| SegmentRegister {
+        base: 0,
+        limit: u32::MAX,
+        selector,
+        attributes: SegmentAttributes::from_bits(attributes),
+    };
+    let data = segment(0x10, 0xC093);
+    InitialVpContext {
+        rip: LOAD,
+        rflags: 2,
+        cs: segment(8, 0xA09B),
+        ds: data,
+        es: data,
+        fs: data,
+        gs: data,
+        ss: data,
+        tr: SegmentRegister { limit: 0x67, ..segment(0x18, 0x8B) },
+        efer: 0xD00,
+        cr0: 0x8000_0033,
+        cr3: 0x1000,
+        cr4: 0x20,
+        msr_cr_pat: 0x0007_0406_0007_0406,
+        ..InitialVpContext::default()
+    }
+}
+
+fn set_call(vcpu: &mut dyn Vcpu, control: HypercallInput, input: u64) {
+    let gpr = &mut vcpu.general_mut().gpr;
+    (gpr[RCX], gpr[RDX], gpr[R8]) = (control.into(), input, OUTPUT);
+}
+
+fn start_second_vp(machine: &Machine, engine: &dyn Engine) {
+    let input = StartVirtualProcessor {
+        target_partition_id: PartitionId::SELF,
+        vp_index: VpIndex(1),
+        target_vtl: Vtl::ZERO.number(),
+        reserved: [0; 3],
+        vp_vtl_context: context(),
+    };
+    engine.write_ram(INPUT, input.as_bytes()).unwrap();
+    let (mut first, mut second) = (machine.slots[0].take(), machine.slots[1].take());
+    set_call(first.vp.vcpu_mut(Vtl::ZERO).unwrap(), HypercallInput::simple(CallCode::StartVirtualProcessor), INPUT);
+    let disposition = first.vp.exit(CALL, 0).unwrap();
+    assert_eq!(disposition, Disposition::NeedsVp(1));
+    first.vp.exit_with(CALL, &mut second.vp, 0).unwrap();
+    assert!(second.vp.is_started());
+    let system = second.vp.vcpu(Vtl::ZERO).unwrap().system();
+    assert_eq!((system.segments[CS].selector, system.segments[SS].selector), (8, 0x10));
+}
+
+#[derive(Default)]
+struct Successes([AtomicU32; 2]);
+
+impl Observer for Successes {
+    fn observe(&self, observation: &Observation) {
+        if let Observed::Hypercall { code: CallCode::GetVpRegisters, status: Some(HvStatus::Success), .. } =
+            observation.what
+        {
+            self.0[observation.vp as usize].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[test]
+fn vps_that_need_each_other_take_turns() {
+    const CALLS: usize = 3000;
+    let successes = Arc::new(Successes::default());
+    let (machine, engine) = machine(2, Some(Arc::clone(&successes) as _));
+    prepare_hypercalls(&machine);
+    start_second_vp(&machine, &*engine);
+    for vp in 0..2 {
+        let header = VpRegistersHeader {
+            partition_id: PartitionId::SELF,
+            vp_index: VpIndex(1 - vp),
+            target_vtl: InputVtl::CURRENT,
+            reserved: [0; 3],
+        };
+        let input = INPUT + 0x1000 * u64::from(vp);
+        engine.write_ram(input, header.as_bytes()).unwrap();
+        engine.write_ram(input + header.as_bytes().len() as u64, RegisterName::Rip.as_bytes()).unwrap();
+        let mut seat = machine.slots[vp as usize].take();
+        let vcpu = seat.vp.vcpu_mut(Vtl::ZERO).unwrap();
+        set_call(vcpu, HypercallInput::rep(CallCode::GetVpRegisters, 1), input);
+        // The last one to halt ends the machine.
+        play(vcpu, std::iter::repeat_n(CALL, CALLS).chain([Exit::Halt]));
+    }
+    assert!(matches!(machine.run(), Outcome::Died(death) if death.cause == Cause::Halted));
+    for vp in &successes.0 {
+        // An instruction that is executed again uses up an exit of the fake, so some calls may be missing.
+        let made = vp.load(Ordering::Relaxed) as usize;
+        assert!(made > 0 && made <= CALLS, "{made}");
+    }
+}
