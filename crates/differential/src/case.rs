@@ -1,7 +1,7 @@
 //! Random cases: an instruction with operands that keep it within the data pages, or knowingly outside of them.
 
 use fastrand::Rng;
-use iced_x86::{Code, Instruction, MemorySize, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, MemorySize, Mnemonic, OpCodeOperandKind, OpKind, Register};
 
 use crate::encode::encode;
 use crate::layout::{CODE, DATA, DATA_BYTES, PAGE};
@@ -34,12 +34,45 @@ const MOST_REPEATS: u64 = 24;
 /// A random case of an instruction form, or `None` if this try found none.
 pub fn generate(code: Code, random: &mut Rng) -> Option<Case> {
     let rip = CODE + random.u64(256..PAGE as u64 - 256);
-    let (bytes, instruction) = encode(code, rip, random)?;
+    let (mut bytes, _) = encode(code, rip, random)?;
+    aim(code, &mut bytes, random);
+    let instruction = Decoder::with_ip(64, &bytes, rip, DecoderOptions::NONE).decode();
     let mut state = random_state(rip, random);
-    place_memory_operand(&instruction, &mut state, random)?;
     bound_implicit_operands(&instruction, &mut state, random);
+    place_memory_operand(&instruction, &mut state, random)?;
+    if has_undefined_result(&instruction, &state) {
+        return None;
+    }
     stay_in_code(&instruction, &mut state, random)?;
     Some(Case { bytes, instruction, state })
+}
+
+/// Replaces the address in an instruction, which is its last bytes, by one that random bytes hardly ever make: of a
+/// 32-bit near branch, or the 64-bit offset of MOV.
+fn aim(code: Code, bytes: &mut [u8], random: &mut Rng) {
+    let kinds = code.op_code().op_kinds();
+    let last = |bytes: &mut [u8], address: &[u8]| {
+        if let Some(start) = bytes.len().checked_sub(address.len()) {
+            bytes[start..].copy_from_slice(address);
+        }
+    };
+    if kinds.contains(&OpCodeOperandKind::br32_4) || kinds.contains(&OpCodeOperandKind::br64_4) {
+        last(bytes, &random.i32(-200..200).to_le_bytes());
+    }
+    if kinds.contains(&OpCodeOperandKind::mem_offs) {
+        last(bytes, &(DATA + random.u64(0..DATA_BYTES as u64 - 8)).to_le_bytes());
+    }
+}
+
+/// SHLD and SHRD of 16 bits by more than 16, of which the manuals say nothing.
+fn has_undefined_result(instruction: &Instruction, state: &State) -> bool {
+    let short = matches!(
+        instruction.code(),
+        Code::Shld_rm16_r16_CL | Code::Shld_rm16_r16_imm8 | Code::Shrd_rm16_r16_CL | Code::Shrd_rm16_r16_imm8
+    );
+    let in_register = instruction.op2_kind() == OpKind::Register;
+    let count = if in_register { state.gpr[RCX] as u8 } else { instruction.immediate8() };
+    short && count & 31 > 16
 }
 
 /// Values that make flags and carries interesting more often than uniform ones do.
@@ -193,6 +226,10 @@ fn place_memory_operand(instruction: &Instruction, state: &mut State, random: &m
     }
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
     let displacement = instruction.memory_displacement64();
+    if instruction.code().op_code().op_kinds().contains(&OpCodeOperandKind::mem_offs) {
+        // `aim` has chosen the address.
+        return Some(());
+    }
     if base == Register::None || base == index || !(base.is_gpr64()) || !(index.is_gpr64() || index == Register::None) {
         return None;
     }

@@ -29,7 +29,10 @@ fn is_comparable(code: Code) -> bool {
             | FlowControl::Call
             | FlowControl::IndirectCall
     );
-    offered && near && !is_far(code) && !EXCLUDED.contains(&instruction.mnemonic())
+    // Processors of different makers disagree on near branches with a 16-bit operand size in 64-bit mode.
+    let short_branch = instruction.flow_control() != FlowControl::Next && form.operand_size() == 16;
+    // Instructions with FWAIT in front are two instructions.
+    offered && near && !short_branch && !form.fwait() && !is_far(code) && !EXCLUDED.contains(&instruction.mnemonic())
 }
 
 /// Far transfers and segment registers depend on the host's descriptor tables.
@@ -126,6 +129,10 @@ const EXCLUDED: &[Mnemonic] = &[
     Mnemonic::Popf,
     Mnemonic::Popfd,
     Mnemonic::Popfq,
+    // They do nothing since the 80387.
+    Mnemonic::Feni,
+    Mnemonic::Fdisi,
+    Mnemonic::Fsetpm,
     // Outside of real mode these are reserved no-operations on some processors only.
     Mnemonic::Reservednop,
     Mnemonic::Ud0,

@@ -73,6 +73,8 @@ struct Reader {
     begun: Option<(String, String)>,
     /// The suite's own count, once it is through.
     summary: Option<String>,
+    /// Why the guest found no VSM to check.
+    absent: Option<String>,
     /// Lines that are not part of the protocol, such as panic messages.
     others: Vec<String>,
 }
@@ -90,6 +92,7 @@ impl Reader {
                 }
                 None => self.others.push(line),
             },
+            "absent" => self.absent = Some(rest.to_owned()),
             "summary" => self.summary = Some(rest.to_owned()),
             _ => self.others.push(line),
         }
@@ -112,17 +115,13 @@ impl Reader {
         let counted = format!("passed={passed} failed={failed} skipped={skipped} unenforceable={not_enforceable}");
         let mut report =
             Report { engine: engine.into(), cpus, passed, failed, not_enforceable, skipped, checks: self.checks };
-        if let Some(summary) = self.summary
-            && summary != counted
-        {
-            let detail = format!("the guest counts {summary}, but its lines say {counted}");
-            report.checks.push(Check {
-                section: "-".into(),
-                name: "suite".into(),
-                result: Verdict::Failed,
-                detail,
-                us: 0,
-            });
+        let miscounted = self.summary.filter(|summary| *summary != counted);
+        let miscounted = miscounted.map(|summary| format!("the guest counts {summary}, but its lines say {counted}"));
+        // A suite that found nothing to check has not passed.
+        let absent = self.absent.map(|reason| format!("no VSM to check: {reason}"));
+        for detail in miscounted.into_iter().chain(absent) {
+            let (section, name) = ("-".into(), "suite".into());
+            report.checks.push(Check { section, name, result: Verdict::Failed, detail, us: 0 });
             report.failed += 1;
         }
         report

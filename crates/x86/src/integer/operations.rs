@@ -1,6 +1,6 @@
 //! What two-operand and one-operand instructions compute: values in, value and flags out.
 
-use crate::flags::Flags;
+use crate::flags::{Flags, bit as flag};
 use crate::operand::zero_extend;
 
 /// A computation on two operands of `BYTES` bytes, both zero-extended. The result may have garbage above.
@@ -178,8 +178,11 @@ binary! {
         let (result, carry) = add_with_carry::<BYTES>(left, right, flags.overflow());
         (result, flags.with_carry_overflow(flags.carry(), carry))
     };
-    /// POPCNT.
-    Popcnt, true, |_flags, _left, right| (u64::from(right.count_ones()), Flags::logic::<BYTES>(right));
+    /// POPCNT: only ZF can be set, and tells whether the source is zero.
+    Popcnt, true, |_flags, _left, right| {
+        let flags = Flags::from_register(if right == 0 { flag::ZF } else { 0 });
+        (u64::from(right.count_ones()), flags)
+    };
     /// BLSI: isolates the lowest set bit.
     Blsi, true, |_flags, _left, right| {
         let result = right & right.wrapping_neg();

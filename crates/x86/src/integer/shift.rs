@@ -6,11 +6,12 @@ use crate::op::Op;
 use crate::operand::zero_extend;
 use crate::stop::Step;
 
-/// The value of [`Op::c`] for a count in CL; the count is in `immediate` otherwise.
-pub(crate) const COUNT_IN_CL: u8 = 1;
+/// The number of CL.
+const CL: u8 = 1;
 
-fn count<const BYTES: usize>(cpu: &Cpu, op: &Op) -> u32 {
-    let count = if op.c == COUNT_IN_CL { cpu.general.gpr[1] } else { op.immediate };
+/// The count: in CL if `last`, the register operand behind the others, is CL, and immediate if there is none.
+fn count<const BYTES: usize>(cpu: &Cpu, op: &Op, last: u8) -> u32 {
+    let count = if last == CL { cpu.general.gpr[1] } else { op.immediate };
     count as u32 & if BYTES == 8 { 63 } else { 31 }
 }
 
@@ -40,7 +41,7 @@ fn shift<const BYTES: usize, const LEFT: bool>(value: u64, fill: u64, count: u32
 
 /// SHLD or SHRD of registers.
 pub(crate) fn register<const BYTES: usize, const LEFT: bool>(cpu: &mut Cpu, op: &Op) -> Step {
-    let count = count::<BYTES>(cpu, op);
+    let count = count::<BYTES>(cpu, op, op.c);
     let value = cpu.register::<BYTES>(op.a);
     if count == 0 {
         // A 32-bit destination is written all the same.
@@ -55,7 +56,7 @@ pub(crate) fn register<const BYTES: usize, const LEFT: bool>(cpu: &mut Cpu, op: 
 
 /// SHLD or SHRD of memory.
 pub(crate) fn memory<const BYTES: usize, const LEFT: bool>(cpu: &mut Cpu, op: &Op) -> Step {
-    let count = count::<BYTES>(cpu, op);
+    let count = count::<BYTES>(cpu, op, op.b);
     let fill = cpu.register::<BYTES>(op.a);
     let compute = |value| if count == 0 { value } else { shift::<BYTES, LEFT>(value, fill, count).0 };
     let address = cpu.operand_address(op, BYTES as u32, true)?;

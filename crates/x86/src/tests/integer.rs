@@ -1,6 +1,6 @@
 //! Integer instructions in all modes.
 
-use engine::registers::{RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP};
+use engine::registers::{R8, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP};
 use iced_x86::code_asm::{
     al, ax, bl, bx, byte_ptr, ch, cl, cx, dword_ptr, dx, eax, ebp, ebx, ecx, edi, edx, esi, esp, qword_ptr, r8, r8d,
     r9, r10, r11, rax, rbx, rcx, rdi, rdx, rsi, word_ptr,
@@ -238,4 +238,39 @@ fn exchanges_and_bit_strings() {
     assert_eq!(guest.register(RDX), 12);
     assert_eq!(guest.register(RAX) & 0xFF, 0x20);
     assert_eq!(guest.bus.read_u64(DATA), 0x77);
+}
+
+#[test]
+fn double_shifts_of_memory_by_cl() {
+    let guest = Guest::halted(64, |code| {
+        code.mov(rax, 0x1122_3344_5566_7788u64)?;
+        code.mov(qword_ptr(DATA), rax)?;
+        code.mov(rbx, 0xAABB_CCDD_EEFF_0011u64)?;
+        code.mov(cl, 8u32)?;
+        code.shld(qword_ptr(DATA), rbx, cl)?;
+        code.mov(r8, qword_ptr(DATA))?;
+        code.shrd(dword_ptr(DATA), ebx, cl)?;
+        code.mov(r9, qword_ptr(DATA))?;
+        code.hlt()
+    });
+    assert_eq!(guest.register(R8), 0x2233_4455_6677_88AA);
+    assert_eq!(guest.register(R8 + 1), 0x2233_4455_1166_7788);
+}
+
+#[test]
+fn popcnt_sets_no_flag_but_zf() {
+    let guest = Guest::halted(64, |code| {
+        code.mov(rax, 1u64 << 63)?;
+        code.popcnt(rbx, rax)?;
+        code.pushfq()?;
+        code.pop(r8)?;
+        code.xor(eax, eax)?;
+        code.popcnt(rcx, rax)?;
+        code.pushfq()?;
+        code.pop(r9)?;
+        code.hlt()
+    });
+    assert_eq!((guest.register(RBX), guest.register(RCX)), (1, 0));
+    assert_eq!(guest.register(R8) & bit::ARITHMETIC, 0);
+    assert_eq!(guest.register(R8 + 1) & bit::ARITHMETIC, bit::ZF);
 }
