@@ -126,7 +126,7 @@ impl Guest {
         for frame in 0..KERNEL_PAGES as u64 {
             entry(KERNEL_TABLE + frame * 8, frame << 12 | PRESENT_WRITABLE);
         }
-        let mut map = |address: u64, frame: usize| {
+        let map = |address: u64, frame: usize| {
             entry(USER_DIRECTORY_TABLE + (address >> 12 & 511) * 8, (frame << 12) as u64 | PRESENT_WRITABLE | USER);
         };
         map(CODE, CODE_FRAME);

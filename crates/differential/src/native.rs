@@ -2,7 +2,7 @@
 //!
 //! The registers are loaded, the instruction is jumped to, and whatever happens next is a signal: at least the INT3
 //! behind it. The handler runs on a stack of its own, takes the registers out of the signal frame, and makes the thread
-//! go on in [`enter`]'s second half.
+//! go on in the second half of the function that loaded the registers.
 
 use std::arch::naked_asm;
 use std::cell::UnsafeCell;

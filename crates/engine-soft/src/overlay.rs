@@ -53,6 +53,7 @@ impl Drop for Slot {
 /// processors know cached code by host address and counter, and must not take a new page for an old one.
 #[derive(Default)]
 pub(crate) struct OverlayPool {
+    #[expect(clippy::vec_box, reason = "processors may hold pointers to a slot's counter, so slots must not move")]
     free: Mutex<Vec<Box<Slot>>>,
 }
 

@@ -351,7 +351,7 @@ proptest! {
 
 /// Units in the last place between two numbers of the same sign.
 fn distance(a: u128, b: u128) -> u128 {
-    let position = |bits: u128| bits >> 64 << 63 | bits & (1 << 63) - 1;
+    let position = |bits: u128| bits >> 64 << 63 | bits & ((1 << 63) - 1);
     if a & b & 1 << 63 == 0 { a.abs_diff(b) } else { position(a).abs_diff(position(b)) }
 }
 
