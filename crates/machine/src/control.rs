@@ -153,6 +153,17 @@ impl Control {
     }
 }
 
+impl vsm::Platform for Control {
+    fn wake(&self, vp: u32) {
+        self.ring(vp);
+    }
+
+    /// There is no PIC whose output could have asked for this.
+    fn acknowledge_interrupt(&self) -> u8 {
+        0x0F
+    }
+}
+
 /// Why [`Control::sleep`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Slept {

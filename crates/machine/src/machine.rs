@@ -81,7 +81,8 @@ impl Machine {
         let (bus, serial) = devices(&config.memory, vps, config.serial, config.exit_port, &control)?;
         let platform = Platform { vps, x2apic: config.rules.x2apic, tsc_deadline: config.rules.tsc_deadline };
         let processor = engine.supported_cpuid();
-        let partition = Partition::new(config.rules, Arc::clone(engine), clock.tsc_frequency(), observer)?;
+        let partition =
+            Partition::new(config.rules, Arc::clone(engine), clock.tsc_frequency(), control.clone(), observer)?;
         for block in &config.layout.blocks {
             engine.write_ram(block.start, &block.bytes)?;
         }

@@ -16,7 +16,7 @@ use tlfs::registers::{SegmentAttributes, SegmentRegister};
 use tlfs::{
     CallCode, HvStatus, HypercallInput, HypercallResult, InputVtl, PartitionId, RegisterName, VpIndex, Vtl, msr,
 };
-use vsm::{Config, Partition, Vp};
+use vsm::{Bare, Config, Partition, Vp};
 use zerocopy::IntoBytes;
 
 const RAM: Range<u64> = 0..1 << 30;
@@ -38,7 +38,8 @@ impl Guest {
     fn new() -> Self {
         let engine = Arc::new(FakeEngine::new(&[RAM]));
         let config = Config { ram: vec![RAM], vtls: 2, ..Config::default() };
-        let partition = Partition::new(config, engine.clone(), 1_000_000_000, None).expect("a partition");
+        let partition =
+            Partition::new(config, engine.clone(), 1_000_000_000, Arc::new(Bare), None).expect("a partition");
         let mut guest = Self { engine, vp: partition.create_vp(0).expect("a VP") };
         long_mode(guest.vcpu());
         guest.enable_hypercalls();

@@ -65,6 +65,7 @@ impl Partition {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Bare;
 
     fn config() -> Config {
         Config { vtls: 2, ..Config::default() }
@@ -87,7 +88,7 @@ mod tests {
     #[test]
     fn leaves_tell_what_the_guest_may_use() {
         let engine = std::sync::Arc::new(engine::fake::FakeEngine::new(&[]));
-        let partition = Partition::new(config(), engine, 1, None).unwrap();
+        let partition = Partition::new(config(), engine, 1, std::sync::Arc::new(Bare), None).unwrap();
         let leaves = partition.cpuid();
         assert!(leaves.iter().map(|leaf| leaf.leaf).eq(VENDOR..=HARDWARE_FEATURES));
         assert_eq!(leaves[0].result, [0x4000_0006, 0x7263_694D, 0x666F_736F, 0x7648_2074], "Microsoft Hv");

@@ -21,7 +21,7 @@ use zerocopy::IntoBytes;
 
 use self::check::{Checker, Step};
 use self::source::Source;
-use crate::{Config, Disposition, Entry, Partition, Vp, code_page};
+use crate::{Bare, Config, Disposition, Entry, Partition, Vp, code_page};
 
 /// Pages of RAM.
 const PAGES: u64 = 64;
@@ -121,7 +121,7 @@ impl Driver {
     fn new(source: &mut Source<'_>) -> Self {
         let engine = Arc::new(FakeEngine::new(&[RAM]));
         let config = Config { vps: VPS, vtls: VTLS, ram: vec![RAM], ..Config::default() };
-        let partition = Partition::new(config, engine, 1_000_000_000, None).expect("a partition");
+        let partition = Partition::new(config, engine, 1_000_000_000, Arc::new(Bare), None).expect("a partition");
         let vps = (0..VPS).map(|index| partition.create_vp(index).expect("a VP")).collect();
         let mut driver = Self { partition, vps, now: 0, checker: Checker::default() };
         for vp in 0..VPS as usize {

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 
-use chipset::local_apic::{Config, Effect, GeneralProtection, Interrupt, Ipi};
+use chipset::local_apic::{Config, Effect, GeneralProtection, Interrupt};
 use chipset::{LocalApic, Rate};
 use engine::{Completion, Event, Exit, PAGE_SIZE};
 use tlfs::msr;
@@ -10,7 +10,7 @@ use tlfs::msr;
 use crate::msr::MsrError;
 use crate::synic::{Delivered, Synic};
 use crate::vp::VtlState;
-use crate::{Partition, Vp, Vtl};
+use crate::{Partition, Platform, Vp, Vtl};
 
 /// Ticks of the local APIC's timer in a second, before it is divided (HV_X64_MSR_APIC_FREQUENCY, TLFS 12.6).
 pub(crate) const APIC_FREQUENCY: NonZeroU64 = NonZeroU64::new(200_000_000).expect("not zero");
@@ -92,7 +92,7 @@ impl VtlState {
     }
 
     /// Gives the vCPU the interrupt that is due, if it can take it now, or asks to be told when it can.
-    pub(crate) fn inject(&mut self) {
+    pub(crate) fn inject(&mut self, platform: &dyn Platform) {
         let vcpu = self.vcpu.as_mut();
         // A higher VTL may have queued an event while this one was halted.
         self.halted = self.halted && vcpu.pending_event().is_none();
@@ -101,6 +101,15 @@ impl VtlState {
             if vcpu.pending_event().is_none() {
                 self.apic.signals().nmi = false;
                 vcpu.inject(Event::Nmi);
+                self.halted = false;
+            } else {
+                waiting = true;
+            }
+        }
+        if self.apic.external_interrupt() {
+            if vcpu.interruptible() {
+                self.apic.accept_external();
+                vcpu.inject(Event::Interrupt { vector: platform.acknowledge_interrupt() });
                 self.halted = false;
             } else {
                 waiting = true;
@@ -175,19 +184,11 @@ impl Vp {
 
     /// What a write of the local APIC does elsewhere.
     fn act_on(&mut self, vtl: Vtl, effect: Option<Effect>) {
+        self.publish_routing(vtl);
         match effect {
             Some(Effect::EndOfInterrupt { vector }) => self.ended = Some(vector),
             Some(Effect::Ipi(ipi)) => self.send(vtl, ipi),
             None => {}
-        }
-    }
-
-    /// Sends an IPI. IPIs of a VTL stay in that VTL.
-    fn send(&mut self, vtl: Vtl, ipi: Ipi) {
-        if let Some(state) = self.state_mut(vtl)
-            && state.apic.is_target(&ipi, true)
-        {
-            state.apic.deliver(ipi.interrupt);
         }
     }
 

@@ -8,9 +8,10 @@ use engine::{Access, AddressSpace, Engine};
 use tlfs::cpuid::PartitionPrivileges;
 use tlfs::{Vtl, VtlSet};
 
+use crate::inbox::Inbox;
 use crate::overlay::PlacedPage;
 use crate::protections::Protections;
-use crate::{Config, Error, Observation, Observed, Observer, Vp, code_page, cpuid};
+use crate::{Config, Error, Observation, Observed, Observer, Platform, Vp, code_page, cpuid};
 
 /// Units of the partition reference time in a second (TLFS 12.4).
 const REFERENCE_FREQUENCY: u128 = 10_000_000;
@@ -27,6 +28,7 @@ pub struct Partition {
     pub(crate) tsc_frequency: NonZeroU64,
     privileges: PartitionPrivileges,
     physical_address_bits: u8,
+    platform: Arc<dyn Platform>,
     observer: Option<Arc<dyn Observer>>,
     /// What VTLs grant to lower ones; also serializes the enabling of VTLs.
     protections: Mutex<Protections>,
@@ -36,6 +38,8 @@ pub struct Partition {
     mode_based: AtomicU16,
     /// By VP: VTLs enabled on it.
     vps: Box<[AtomicU16]>,
+    /// By VP: what others send to it.
+    inboxes: Box<[Inbox]>,
     /// One element per VTL that the guest is offered.
     vtls: Box<[OnceLock<PartitionVtl>]>,
 }
@@ -55,7 +59,7 @@ pub(crate) struct HypercallPage {
 }
 
 impl Partition {
-    /// Makes a partition with VTL0 enabled. `tsc_frequency` is in ticks per second.
+    /// Makes a partition with VTL0 enabled, in a machine `platform`. `tsc_frequency` is in ticks per second.
     ///
     /// # Errors
     /// If the configuration is invalid or more than the engine can do.
@@ -63,6 +67,7 @@ impl Partition {
         config: Config,
         engine: Arc<dyn Engine>,
         tsc_frequency: u64,
+        platform: Arc<dyn Platform>,
         observer: Option<Arc<dyn Observer>>,
     ) -> Result<Arc<Self>, Error> {
         let capabilities = engine.capabilities();
@@ -79,6 +84,7 @@ impl Partition {
         let privileges = cpuid::privileges(&config);
         let physical_address_bits = capabilities.physical_address_bits;
         let vps = (0..config.vps).map(|_| AtomicU16::new(0)).collect();
+        let inboxes = (0..config.vps).map(|_| Inbox::new(config.vtls)).collect();
         let vtls = (0..config.vtls).map(|_| OnceLock::new()).collect();
         let protections = Mutex::new(Protections::new(&config.ram));
         let partition = Arc::new(Self {
@@ -87,11 +93,13 @@ impl Partition {
             tsc_frequency,
             privileges,
             physical_address_bits,
+            platform,
             observer,
             protections,
             enabled: AtomicU16::new(0),
             mode_based: AtomicU16::new(0),
             vps,
+            inboxes,
             vtls,
         });
         partition.enable_vtl(Vtl::ZERO)?;
@@ -197,6 +205,16 @@ impl Partition {
         (u128::from(now) * REFERENCE_FREQUENCY / u128::from(self.tsc_frequency.get())) as u64
     }
 
+    /// The inboxes, by VP.
+    pub(crate) fn inboxes(&self) -> &[Inbox] {
+        &self.inboxes
+    }
+
+    /// The machine.
+    pub(crate) fn platform(&self) -> &dyn Platform {
+        &*self.platform
+    }
+
     /// The protections of all VTLs.
     pub(crate) fn protections(&self) -> MutexGuard<'_, Protections> {
         lock(&self.protections)
@@ -250,6 +268,7 @@ impl Partition {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Locks what stays valid if its holder panics.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

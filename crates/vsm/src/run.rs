@@ -26,6 +26,7 @@ impl Vp {
         if !self.is_started() {
             return Ok(Entry::Idle);
         }
+        self.collect();
         // The timers of VTLs that do not run go on.
         for state in self.states_mut() {
             state.take_task_priority();
@@ -34,8 +35,8 @@ impl Vp {
         if let Some((vtl, reason)) = self.due_above() {
             self.enter_vtl(vtl, reason, now);
         }
-        let state = self.active_mut();
-        state.inject();
+        let (state, partition) = self.active_in_partition();
+        state.inject(partition.platform());
         Ok(if state.halted || state.registers.suspended { Entry::Idle } else { Entry::Run(state.vcpu.as_mut()) })
     }
 

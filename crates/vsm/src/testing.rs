@@ -13,7 +13,7 @@ use tlfs::{CallCode, HvStatus, HypercallInput, HypercallResult, PartitionId, VpI
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::msr::MsrError;
-use crate::{Config, Disposition, Entry, Observation, Observer, Partition, Vp};
+use crate::{Bare, Config, Disposition, Entry, Observation, Observer, Partition, Vp};
 
 /// The RAM of test guests.
 pub(crate) const RAM: Range<u64> = 0..16 << 20;
@@ -91,7 +91,8 @@ impl Guest {
         let log = Arc::new(Log::default());
         let config = Config { ram: vec![RAM], ..config };
         let observer = Some(Arc::clone(&log) as Arc<dyn Observer>);
-        let partition = Partition::new(config, Arc::new(engine), 2_000_000_000, observer).expect("a partition");
+        let partition =
+            Partition::new(config, Arc::new(engine), 2_000_000_000, Arc::new(Bare), observer).expect("a partition");
         let vps = (0..partition.config().vps).map(|index| partition.create_vp(index).expect("a VP")).collect();
         let mut guest = Self { partition, vps, now: 0, log };
         for vp in &mut guest.vps {

@@ -94,7 +94,9 @@ impl Vp {
         };
         self.enabled.insert(vtl);
         self.partition.set_enabled_on(self.index, self.enabled);
-        Ok(self.vtls[vtl.index()].insert(Box::new(state)))
+        self.vtls[vtl.index()] = Some(Box::new(state));
+        self.publish_routing(vtl);
+        self.state_mut(vtl).ok_or(Error::Config("the VTL is not enabled"))
     }
 
     /// The VP's index (TLFS 7.8.1).
@@ -176,6 +178,12 @@ impl Vp {
 
     pub(crate) fn active_mut(&mut self) -> &mut VtlState {
         self.state_mut(self.active).expect("the active VTL is enabled")
+    }
+
+    /// The active VTL's state together with the partition.
+    pub(crate) fn active_in_partition(&mut self) -> (&mut VtlState, &Partition) {
+        let state = self.vtls[self.active.index()].as_deref_mut();
+        (state.expect("the active VTL is enabled"), &self.partition)
     }
 
     /// Makes an enabled VTL the active one.

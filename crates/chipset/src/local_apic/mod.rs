@@ -6,6 +6,7 @@
 
 mod message;
 mod registers;
+mod routing;
 mod timer;
 mod vectors;
 
@@ -13,6 +14,7 @@ mod vectors;
 mod tests;
 
 pub use message::{Address, DeliveryMode, Destination, Interrupt, Ipi, IpiTarget, Message};
+pub use routing::Routing;
 pub use timer::TimerState;
 pub use vectors::VectorSet;
 
@@ -297,43 +299,27 @@ impl LocalApic {
         self.state.svr & registers::svr::ENABLE != 0
     }
 
-    /// Whether the APIC answers to a destination (SDM Vol. 3A 12.6.2).
+    /// What senders of interrupts must know of this APIC.
     #[must_use]
-    pub fn matches(&self, destination: Destination) -> bool {
-        if self.mode() == Mode::Disabled {
-            return false;
-        }
-        match destination {
-            Destination::Physical(address) => address.is_broadcast() || address.value() == self.id(),
-            Destination::Logical(address) => self.matches_logical(address),
+    pub const fn routing(&self) -> Routing {
+        Routing {
+            mode: self.mode(),
+            id: self.id(),
+            logical: (self.state.ldr >> 24) as u8,
+            format: (self.state.dfr >> 28) as u8,
         }
     }
 
-    fn matches_logical(&self, address: Address) -> bool {
-        let (logical, own) = (address.value(), self.logical_id());
-        if self.mode() == Mode::X2Apic {
-            let same_cluster = logical >> 16 == own >> 16;
-            return address == Address::Wide(u32::MAX) || same_cluster && logical & own & 0xFFFF != 0;
-        }
-        let (Ok(logical), own) = (u8::try_from(logical), (own >> 24) as u8) else {
-            return address.is_broadcast();
-        };
-        match self.state.dfr >> 28 {
-            registers::DFR_FLAT => logical & own != 0,
-            registers::DFR_CLUSTER => logical == u8::MAX || logical >> 4 == own >> 4 && logical & own & 0xF != 0,
-            _ => false,
-        }
+    /// Whether the APIC answers to a destination (SDM Vol. 3A 12.6.2).
+    #[must_use]
+    pub fn matches(&self, destination: Destination) -> bool {
+        self.routing().matches(destination)
     }
 
     /// Whether the APIC gets an IPI; `sender` says whether it is the one that sends it.
     #[must_use]
     pub fn is_target(&self, ipi: &Ipi, sender: bool) -> bool {
-        match ipi.target {
-            IpiTarget::Destination(destination) => self.matches(destination),
-            IpiTarget::Myself => sender,
-            IpiTarget::All => self.mode() != Mode::Disabled,
-            IpiTarget::Others => !sender && self.mode() != Mode::Disabled,
-        }
+        self.routing().is_target(ipi, sender)
     }
 
     /// Takes an interrupt in (SDM Vol. 3A 12.8.1). An APIC that software has not enabled takes only those without a

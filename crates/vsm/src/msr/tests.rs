@@ -126,6 +126,7 @@ fn registers_without_a_privilege_do_not_exist() {
             Config { withheld, ..Config::default() },
             std::sync::Arc::new(engine::fake::FakeEngine::new(&[])),
             1,
+            std::sync::Arc::new(crate::Bare),
             None,
         );
         let vp = partition.unwrap().create_vp(0).unwrap();

@@ -13,7 +13,7 @@ use tlfs::{CallCode, InputVtl, PartitionId, VpIndex, VtlSet, msr};
 
 use super::*;
 use crate::testing::{Guest, RAM, legacy_mode, long_mode};
-use crate::{Config, Partition};
+use crate::{Bare, Config, Partition};
 
 const NOW: u64 = 0;
 
@@ -163,7 +163,8 @@ proptest! {
 /// A VP as it is created, in VTL `active`.
 fn bare(active: Vtl) -> Vp {
     let config = Config { ram: vec![RAM], ..Config::default() };
-    let partition = Partition::new(config, Arc::new(FakeEngine::new(&[RAM])), 1, None).expect("a partition");
+    let engine = Arc::new(FakeEngine::new(&[RAM]));
+    let partition = Partition::new(config, engine, 1, Arc::new(Bare), None).expect("a partition");
     let mut vp = partition.create_vp(0).expect("a VP");
     if active != Vtl::ZERO {
         assert!(partition.enable_vtl(active).expect("a VTL"));
