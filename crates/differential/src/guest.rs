@@ -95,7 +95,7 @@ unsafe impl Bus for Memory {
         0
     }
 
-    fn tsc(&self) -> u64 {
+    fn tsc(&self, _instructions: u64) -> u64 {
         0
     }
 }

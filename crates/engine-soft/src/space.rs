@@ -216,7 +216,7 @@ unsafe impl Bus for SoftSpace {
         self.generation.load(Ordering::SeqCst)
     }
 
-    fn tsc(&self) -> u64 {
-        self.clock.tsc()
+    fn tsc(&self, instructions: u64) -> u64 {
+        self.clock.tsc_after(instructions)
     }
 }

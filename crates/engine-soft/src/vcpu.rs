@@ -120,6 +120,14 @@ impl Vcpu for SoftVcpu {
         self.cpu.reset();
     }
 
+    fn set_deadline(&mut self, deadline: Option<u64>) {
+        self.cpu.set_deadline(deadline);
+    }
+
+    fn set_instruction_limit(&mut self, instructions: Option<u64>) {
+        self.cpu.set_instruction_limit(instructions.map(|more| self.cpu.instructions().saturating_add(more)));
+    }
+
     fn kicker(&self) -> Arc<dyn Kick> {
         Arc::clone(&self.kick) as Arc<dyn Kick>
     }

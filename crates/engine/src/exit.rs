@@ -69,7 +69,8 @@ pub enum Exit {
     /// An interrupt can be injected, as asked for by
     /// [`Vcpu::request_interrupt_window`](crate::Vcpu::request_interrupt_window).
     InterruptWindow,
-    /// [`Kick::kick`](crate::Kick::kick) was called, or the engine gives the rules a turn.
+    /// [`Kick::kick`](crate::Kick::kick) was called, the deadline or the instruction limit was reached, or the engine
+    /// gives others a turn because the guest waits by executing PAUSE.
     Interrupted,
     /// A triple fault: the processor has shut down.
     Shutdown,

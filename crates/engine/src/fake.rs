@@ -314,6 +314,8 @@ pub struct FakeVcpu {
     completions: Vec<Completion>,
     event: Option<Event>,
     shadow: bool,
+    deadline: Option<u64>,
+    instruction_limit: Option<u64>,
     kicked: Arc<FakeKick>,
 }
 
@@ -327,6 +329,18 @@ impl FakeVcpu {
     #[must_use]
     pub fn completions(&self) -> &[Completion] {
         &self.completions
+    }
+
+    /// What [`Vcpu::set_deadline`] set.
+    #[must_use]
+    pub const fn deadline(&self) -> Option<u64> {
+        self.deadline
+    }
+
+    /// What [`Vcpu::set_instruction_limit`] set.
+    #[must_use]
+    pub const fn instruction_limit(&self) -> Option<u64> {
+        self.instruction_limit
     }
 }
 
@@ -401,6 +415,14 @@ impl Vcpu for FakeVcpu {
 
     fn reset(&mut self) {
         *self = Self { kicked: Arc::clone(&self.kicked), ..Self::default() };
+    }
+
+    fn set_deadline(&mut self, deadline: Option<u64>) {
+        self.deadline = deadline;
+    }
+
+    fn set_instruction_limit(&mut self, instructions: Option<u64>) {
+        self.instruction_limit = instructions;
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {

@@ -284,6 +284,15 @@ pub trait Vcpu: Send {
     /// Returns all registers to their values after RESET, and forgets events and incomplete exits.
     fn reset(&mut self);
 
+    /// Makes [`Self::run`] return [`Exit::Interrupted`] soon after the [`Clock`] reaches this value, until told
+    /// otherwise. A run that begins late makes some progress all the same.
+    fn set_deadline(&mut self, deadline: Option<u64>);
+
+    /// Makes [`Self::run`] return [`Exit::Interrupted`] after about so many more instructions, until told otherwise.
+    /// Engines that count instructions ([`Self::instructions`]) stop exactly there, or before in a stretch of the guest
+    /// that retires none.
+    fn set_instruction_limit(&mut self, instructions: Option<u64>);
+
     /// The handle by which other threads make this vCPU leave the guest.
     fn kicker(&self) -> Arc<dyn Kick>;
 
@@ -303,6 +312,13 @@ pub trait Vcpu: Send {
 pub trait Clock: Send + Sync {
     /// The time stamp counter now.
     fn tsc(&self) -> u64;
+    /// The time stamp counter as a vCPU sees it that has retired so many instructions in its present
+    /// [`Vcpu::run`]. Engines that do not count them pass 0. A clock that is driven by retired instructions is told of
+    /// them when the run is over, and until then counts them by this.
+    fn tsc_after(&self, instructions: u64) -> u64 {
+        let _ = instructions;
+        self.tsc()
+    }
     /// Ticks of [`Self::tsc`] in a second.
     fn tsc_frequency(&self) -> u64;
 }

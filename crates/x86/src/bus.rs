@@ -64,6 +64,7 @@ pub unsafe trait Bus: Send + Sync {
     /// cached when it sees the change: at the start of a run and when it was kicked.
     fn generation(&self) -> u64;
 
-    /// The time stamp counter of the clock that all processors share.
-    fn tsc(&self) -> u64;
+    /// The time stamp counter of the clock that all processors share, as seen by a processor that has retired so many
+    /// instructions in its present run.
+    fn tsc(&self, instructions: u64) -> u64;
 }

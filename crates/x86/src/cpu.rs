@@ -13,6 +13,7 @@ use crate::flags::{self, Flags};
 use crate::segment::Windows;
 use crate::stop::StopReason;
 use crate::tlb::Tlb;
+use crate::watch::Watch;
 
 /// What follows from the system registers and RFLAGS.VM, kept because nearly every instruction asks for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +117,8 @@ pub struct Cpu {
     pub(crate) instructions: u64,
     /// [`Cpu::run`] returns when so many instructions have retired.
     pub(crate) limit: u64,
+    /// How far the run has come.
+    pub(crate) watch: Watch,
     /// Instructions are executed one at a time, and repeated ones one iteration at a time.
     pub(crate) single_step: bool,
     /// Whether to report when interrupts can be taken.
@@ -156,6 +159,7 @@ impl Cpu {
             kick: Arc::new(AtomicBool::new(false)),
             instructions: 0,
             limit: u64::MAX,
+            watch: Watch::default(),
             single_step: false,
             window_wanted: false,
             blocks: None,

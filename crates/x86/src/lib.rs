@@ -44,6 +44,7 @@ mod tests;
 mod tlb;
 mod transfer;
 mod translate;
+mod watch;
 mod x87;
 mod xsave;
 

@@ -143,7 +143,7 @@ impl Cpu {
 
     /// The time stamp counter as the guest sees it.
     pub(crate) fn time_stamp(&self) -> u64 {
-        self.bus.tsc().wrapping_add(self.tsc_offset)
+        self.bus.tsc(self.retired_in_run()).wrapping_add(self.tsc_offset)
     }
 }
 

@@ -22,10 +22,13 @@ impl Cpu {
         }
         // The cache is apart while code of it executes, which then cannot change it.
         let mut blocks = self.blocks.take().unwrap_or_default();
+        self.begin_watch();
         let exit = loop {
+            let retired = self.instructions;
             if let Some(exit) = self.turn(&mut blocks) {
                 break exit;
             }
+            self.count_stall(retired);
         };
         self.blocks = Some(blocks);
         self.complete_flags();
@@ -51,8 +54,8 @@ impl Cpu {
         if self.window_wanted && self.interruptible() {
             return Some(Exit::InterruptWindow);
         }
-        let budget = self.limit.saturating_sub(self.instructions);
-        if budget == 0 {
+        let budget = self.budget();
+        if budget == 0 || self.is_late() {
             return Some(Exit::Interrupted);
         }
         let singly = self.interrupt_shadow
@@ -85,7 +88,7 @@ impl Cpu {
             return self.stopped(None);
         };
         let kick = self.kick.clone();
-        let last = self.limit.saturating_sub(crate::decode::MOST_INSTRUCTIONS as u64);
+        let last = self.undisturbed(crate::decode::MOST_INSTRUCTIONS as u64);
         loop {
             let block = blocks.get(number)?;
             let start = self.general.rip;

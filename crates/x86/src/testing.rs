@@ -108,7 +108,7 @@ unsafe impl Bus for TestBus {
         self.generation.load(Ordering::SeqCst)
     }
 
-    fn tsc(&self) -> u64 {
+    fn tsc(&self, _instructions: u64) -> u64 {
         self.tsc.fetch_add(1, Ordering::Relaxed)
     }
 }

@@ -87,7 +87,8 @@ pub(super) fn select(instruction: &Instruction) -> Option<Selected> {
         Mnemonic::Das => Selected::of(decimal::decimal_adjust::<true>),
         Mnemonic::Aam => Selected::of(decimal::ascii_multiply),
         Mnemonic::Aad => Selected::of(decimal::ascii_divide),
-        Mnemonic::Nop | Mnemonic::Pause | Mnemonic::Reservednop | Mnemonic::Endbr32 | Mnemonic::Endbr64 => {
+        Mnemonic::Pause => Selected::of(crate::Cpu::pause),
+        Mnemonic::Nop | Mnemonic::Reservednop | Mnemonic::Endbr32 | Mnemonic::Endbr64 => {
             Selected::pure(moves::nothing)
         }
         Mnemonic::Prefetch

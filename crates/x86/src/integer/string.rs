@@ -2,8 +2,6 @@
 //!
 //! A repeated instruction that stops half-way keeps what its finished iterations did, and goes on from there.
 
-use std::sync::atomic::Ordering;
-
 use engine::registers::{ES, RAX, RCX, RDI, RSI};
 
 use crate::Cpu;
@@ -67,7 +65,7 @@ impl Cpu {
                 return self.stored();
             }
             turn = turn.saturating_sub(done.max(1));
-            if self.single_step || self.code_modified || turn == 0 && self.kick.load(Ordering::Relaxed) {
+            if self.single_step || self.code_modified || turn == 0 && self.turn_ends(TURN) {
                 self.stop = StopReason::Again;
                 return Err(Stop);
             }
