@@ -77,6 +77,12 @@ impl IoApic {
         }
     }
 
+    /// Whether a rise of a pin would send an interrupt.
+    #[must_use]
+    pub fn hears(&self, pin: u8) -> bool {
+        self.table.get(usize::from(pin)).is_some_and(|entry| entry & entry::MASKED == 0)
+    }
+
     /// The next interrupt to be sent, of the lowest pin that has one.
     pub fn take_message(&mut self) -> Option<Message> {
         if self.lines | self.risen == 0 {
@@ -240,7 +246,9 @@ mod tests {
         write_entry(&mut io_apic, 5, MASKED | LEVEL | 0x45);
         io_apic.set_pin(4, true);
         io_apic.set_pin(5, true);
+        assert!(!io_apic.hears(4));
         write_entry(&mut io_apic, 4, 0x44);
+        assert!(io_apic.hears(4) && !io_apic.hears(24));
         write_entry(&mut io_apic, 5, LEVEL | 0x45);
         assert_eq!(io_apic.take_message(), fixed(0x45, 0, true));
         assert_eq!(io_apic.take_message(), None);

@@ -125,6 +125,11 @@ impl Controller {
         if priority < self.priority(in_service) { Some((self.first + priority as u8) & 7) } else { None }
     }
 
+    /// Whether the rise of a line is news.
+    const fn hears(&self, bit: u8) -> bool {
+        (self.mask | self.requests) & bit == 0
+    }
+
     /// The processor takes the interrupt of a line.
     const fn acknowledge(&mut self, line: u8) {
         let bit = 1 << line;
@@ -271,6 +276,18 @@ impl Pic {
         self.controllers[0].pending().is_some()
     }
 
+    /// Whether a rise of a line would change anything that the processor notices by itself: it is not masked, and not
+    /// requested already.
+    #[must_use]
+    pub const fn hears(&self, line: u8) -> bool {
+        let [first, second] = &self.controllers;
+        match line {
+            0..8 => first.hears(1 << line),
+            8..LINES => first.mask & 1 << CASCADE == 0 && second.hears(1 << (line - 8)),
+            _ => false,
+        }
+    }
+
     /// The processor takes the interrupt; its vector. If there is none any more, that is the vector of line 7.
     pub fn acknowledge(&mut self) -> u8 {
         let [first, second] = &mut self.controllers;
@@ -395,6 +412,20 @@ mod tests {
         assert_eq!((pic.read(0x20), pic.read(0x21)), (0x10, 0xFF));
         pic.write(0x21, 0xEF);
         assert_eq!(take(&mut pic), Some(0x34));
+    }
+
+    #[test]
+    fn only_news_on_open_lines_is_heard() {
+        let mut pic = initialized();
+        assert!(pic.hears(4) && pic.hears(8) && !pic.hears(LINES));
+        pulse(&mut pic, 4);
+        assert!(!pic.hears(4), "it is requested already");
+        take(&mut pic);
+        assert!(pic.hears(4));
+        pic.write(0xA1, 1);
+        assert!(!pic.hears(8) && pic.hears(9));
+        pic.write(0x21, 1 << CASCADE | 1);
+        assert!(!pic.hears(9) && !pic.hears(0));
     }
 
     #[test]

@@ -25,6 +25,16 @@ impl PmTimer {
     pub fn value(&self, now: u64) -> u32 {
         self.rate.ticks(now) as u32
     }
+
+    /// How often the most significant bit has changed.
+    pub(crate) fn changes(&self, now: u64) -> u64 {
+        u64::try_from(self.rate.ticks(now) >> 31).unwrap_or(u64::MAX)
+    }
+
+    /// When it has changed so often, if the TSC can tell it.
+    pub(crate) fn change(&self, changes: u64) -> Option<u64> {
+        self.rate.tsc(u128::from(changes) << 31)
+    }
 }
 
 #[cfg(test)]
