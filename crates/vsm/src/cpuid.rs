@@ -11,6 +11,7 @@ use crate::{Config, Partition};
 /// What the rules implement and a guest may have.
 const OFFERED: PartitionPrivileges = PartitionPrivileges::new()
     .with_access_partition_reference_counter(true)
+    .with_access_partition_reference_tsc(true)
     .with_access_synic_regs(true)
     .with_access_intr_ctrl_regs(true)
     .with_access_hypercall_msrs(true)
@@ -88,7 +89,7 @@ mod tests {
     #[test]
     fn leaves_tell_what_the_guest_may_use() {
         let engine = std::sync::Arc::new(engine::fake::FakeEngine::new(&[]));
-        let partition = Partition::new(config(), engine, 1, std::sync::Arc::new(Bare), None).unwrap();
+        let partition = Partition::new(config(), engine, 1_000_000_000, std::sync::Arc::new(Bare), None).unwrap();
         let leaves = partition.cpuid();
         assert!(leaves.iter().map(|leaf| leaf.leaf).eq(VENDOR..=HARDWARE_FEATURES));
         assert_eq!(leaves[0].result, [0x4000_0006, 0x7263_694D, 0x666F_736F, 0x7648_2074], "Microsoft Hv");

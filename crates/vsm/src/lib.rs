@@ -23,6 +23,7 @@ mod partition;
 mod platform;
 mod platform_msr;
 mod protections;
+mod reference_time;
 mod registers;
 mod run;
 mod switch;

@@ -47,6 +47,7 @@ impl Vp {
             msr::HYPERCALL => partition.hypercall_msr(vtl).into(),
             msr::VP_INDEX => self.index().into(),
             msr::TIME_REF_COUNT => partition.reference_time(now),
+            msr::REFERENCE_TSC => partition.reference_tsc(vtl).ok_or(MsrError::Fault)?.register(),
             msr::TSC_FREQUENCY => partition.tsc_frequency.get(),
             msr::APIC_FREQUENCY => APIC_FREQUENCY.get(),
             msr::VP_ASSIST_PAGE => state.assist.register(),
@@ -70,6 +71,7 @@ impl Vp {
         match index {
             msr::GUEST_OS_ID => self.partition.set_guest_os_id(vtl, value)?,
             msr::HYPERCALL => self.partition.set_hypercall_msr(vtl, HypercallMsr::from(value))?,
+            msr::REFERENCE_TSC => self.partition.set_reference_tsc_msr(vtl, value)?,
             msr::VP_ASSIST_PAGE => state.assist.place(&*state.space, value, bits)?,
             msr::SCONTROL => {
                 state.synic.set_control(Scontrol::from(value));
@@ -97,7 +99,7 @@ impl Vp {
             _ if owns_msr(index) => self.write_apic_msr(vtl, index, value, now)?,
             _ => {
                 self.platform.write(index, value, now, bits).ok_or(MsrError::Fault)?;
-                self.update_tsc_offset();
+                self.update_tsc_offset(now);
             }
         }
         Ok(())
@@ -110,6 +112,7 @@ impl Vp {
             msr::GUEST_OS_ID | msr::HYPERCALL => needed.with_access_hypercall_msrs(true),
             msr::VP_INDEX => needed.with_access_vp_index(true),
             msr::TIME_REF_COUNT => needed.with_access_partition_reference_counter(true),
+            msr::REFERENCE_TSC => needed.with_access_partition_reference_tsc(true),
             msr::TSC_FREQUENCY | msr::APIC_FREQUENCY => needed.with_access_frequency_regs(true),
             msr::VSM_CAPABILITIES => needed.with_access_vsm(true),
             msr::EOI | msr::ICR | msr::TPR => needed.with_access_intr_ctrl_regs(true),
@@ -142,6 +145,13 @@ impl crate::Partition {
             self.set_hypercall_msr(vtl, register.with_enable(false))?;
         }
         Ok(())
+    }
+
+    /// Writes HV_X64_MSR_REFERENCE_TSC of a VTL (TLFS 12.7.1).
+    pub(crate) fn set_reference_tsc_msr(&self, vtl: Vtl, value: u64) -> Result<(), MsrError> {
+        let space = self.space(vtl).ok_or(MsrError::Fault)?;
+        let mut page = self.reference_tsc(vtl).ok_or(MsrError::Fault)?;
+        Ok(page.place(&**space, value, self.physical_address_bits())?)
     }
 
     /// Writes HV_X64_MSR_HYPERCALL (TLFS 3.13). It is immutable when locked, and cannot be enabled without a guest OS

@@ -38,6 +38,11 @@ impl PlacedPage {
         &*self.page
     }
 
+    /// The page, for others to hold.
+    pub(crate) fn share(&self) -> Arc<dyn OverlayPage> {
+        Arc::clone(&self.page)
+    }
+
     /// Writes the register: shows, moves or hides the page. A page beyond `physical_address_bits` is visible nowhere.
     pub(crate) fn place(
         &mut self,

@@ -4,17 +4,16 @@ use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use engine::{Access, AddressSpace, Engine};
+use engine::{Access, AddressSpace, Engine, OverlayPage};
 use tlfs::cpuid::PartitionPrivileges;
 use tlfs::{Vtl, VtlSet};
 
 use crate::inbox::Inbox;
 use crate::overlay::PlacedPage;
 use crate::protections::Protections;
+use crate::reference_time::ReferenceClock;
 use crate::{Config, Error, Observation, Observed, Observer, Platform, Vp, code_page, cpuid};
 
-/// Units of the partition reference time in a second (TLFS 12.4).
-const REFERENCE_FREQUENCY: u128 = 10_000_000;
 /// The CPUID leaf of XSAVE.
 const XSAVE_LEAF: u32 = 0xD;
 
@@ -26,6 +25,7 @@ pub struct Partition {
     pub(crate) engine: Arc<dyn Engine>,
     /// Ticks of the clock in a second.
     pub(crate) tsc_frequency: NonZeroU64,
+    pub(crate) time: ReferenceClock,
     privileges: PartitionPrivileges,
     physical_address_bits: u8,
     platform: Arc<dyn Platform>,
@@ -50,6 +50,8 @@ struct PartitionVtl {
     hypercall: Mutex<HypercallPage>,
     /// Whether the hypercall page is enabled, for those who do not want to lock it.
     hypercalls_enabled: AtomicBool,
+    reference_tsc: Mutex<PlacedPage>,
+    reference_tsc_page: Arc<dyn OverlayPage>,
 }
 
 /// The hypercall interface of a VTL (TLFS 3.13).
@@ -81,6 +83,7 @@ impl Partition {
         }
         let tsc_frequency =
             NonZeroU64::new(tsc_frequency).ok_or(Error::Config("the time stamp counter stands still"))?;
+        let time = ReferenceClock::new(tsc_frequency.get(), config.vps)?;
         let privileges = cpuid::privileges(&config);
         let physical_address_bits = capabilities.physical_address_bits;
         let vps = (0..config.vps).map(|_| AtomicU16::new(0)).collect();
@@ -91,6 +94,7 @@ impl Partition {
             config,
             engine,
             tsc_frequency,
+            time,
             privileges,
             physical_address_bits,
             platform,
@@ -202,7 +206,7 @@ impl Partition {
     /// The partition reference time: units of 100 ns (TLFS 12.4).
     #[must_use]
     pub fn reference_time(&self, now: u64) -> u64 {
-        (u128::from(now) * REFERENCE_FREQUENCY / u128::from(self.tsc_frequency.get())) as u64
+        self.time.time(now)
     }
 
     /// The inboxes, by VP.
@@ -231,12 +235,19 @@ impl Partition {
         protections.bind(vtl, &*space)?;
         let placed = PlacedPage::new(&*space, Access::READ | Access::EXECUTE)?;
         placed.page().write(0, &code_page::contents(self.config.entry));
+        let reference_tsc = PlacedPage::new(&*space, Access::READ)?;
         let state = PartitionVtl {
             space,
             hypercall: Mutex::new(HypercallPage { guest_os_id: 0, placed }),
             hypercalls_enabled: AtomicBool::new(false),
+            reference_tsc_page: reference_tsc.share(),
+            reference_tsc: Mutex::new(reference_tsc),
         };
         let new = slot.set(state).is_ok();
+        // Only now: a VP that moves its TSC meanwhile changes the pages of VTLs that are there.
+        if let Some(state) = slot.get() {
+            self.time.fill(&*state.reference_tsc_page);
+        }
         self.enabled.fetch_or(VtlSet::EMPTY.with(vtl).into_bits(), Ordering::Release);
         Ok(new)
     }
@@ -244,6 +255,17 @@ impl Partition {
     /// The hypercall interface of a VTL; `None` if it is not enabled.
     pub(crate) fn hypercall_page(&self, vtl: Vtl) -> Option<MutexGuard<'_, HypercallPage>> {
         Some(lock(&self.vtl(vtl)?.hypercall))
+    }
+
+    /// The reference TSC page of a VTL (TLFS 12.7); `None` if it is not enabled.
+    pub(crate) fn reference_tsc(&self, vtl: Vtl) -> Option<MutexGuard<'_, PlacedPage>> {
+        Some(lock(&self.vtl(vtl)?.reference_tsc))
+    }
+
+    /// A VP's TSC is ahead of the clock by `offset`.
+    pub(crate) fn move_tsc(&self, vp: u32, offset: u64, now: u64) {
+        let pages = self.vtls.iter().filter_map(|vtl| vtl.get()).map(|vtl| &*vtl.reference_tsc_page);
+        self.time.move_tsc(vp, offset, now, pages);
     }
 
     /// Whether code in `vtl` may make hypercalls.

@@ -193,8 +193,9 @@ impl Vp {
     }
 
     /// Gives the TSC's offset to the vCPUs of all VTLs: they have one coherent TSC.
-    pub(crate) fn update_tsc_offset(&mut self) {
+    pub(crate) fn update_tsc_offset(&mut self, now: u64) {
         let offset = self.platform.tsc_offset();
+        self.partition.move_tsc(self.index, offset, now);
         for state in self.vtls.iter_mut().flatten() {
             state.vcpu.set_tsc_offset(offset);
             state.apic.set_tsc_offset(offset);

@@ -116,6 +116,7 @@ fn registers_without_a_privilege_do_not_exist() {
         (none.with_access_hypercall_msrs(true), msr::HYPERCALL),
         (none.with_access_vp_index(true), msr::VP_INDEX),
         (none.with_access_partition_reference_counter(true), msr::TIME_REF_COUNT),
+        (none.with_access_partition_reference_tsc(true), msr::REFERENCE_TSC),
         (none.with_access_frequency_regs(true), msr::TSC_FREQUENCY),
         (none.with_access_synic_regs(true), msr::SCONTROL),
         (none.with_access_synic_regs(true), msr::SINT15),
@@ -125,7 +126,7 @@ fn registers_without_a_privilege_do_not_exist() {
         let partition = crate::Partition::new(
             Config { withheld, ..Config::default() },
             std::sync::Arc::new(engine::fake::FakeEngine::new(&[])),
-            1,
+            1_000_000_000,
             std::sync::Arc::new(crate::Bare),
             None,
         );
@@ -133,7 +134,7 @@ fn registers_without_a_privilege_do_not_exist() {
         assert!(vp.read_msr(vtl(0), index, 0).is_err(), "{index:#x}");
     }
     let mut guest = Guest::new(Config::default());
-    for index in [msr::RESET, msr::REFERENCE_TSC, msr::STIMER0_CONFIG, msr::GUEST_IDLE, msr::CRASH_CTL, 0x4000_0FFF] {
+    for index in [msr::RESET, msr::STIMER0_CONFIG, msr::GUEST_IDLE, msr::CRASH_CTL, 0x4000_0FFF] {
         assert_eq!(guest.read_msr(0, index), None, "{index:#x} is not offered");
         assert!(!guest.write_msr(0, index, 0), "{index:#x}");
     }
@@ -150,6 +151,7 @@ fn private_registers_are_a_vtls_own() {
         (msr::SIEFP, (PAGE + 2 * PAGE_SIZE) | 1),
         (msr::SINT0 + 5, 0x99),
         (msr::TPR, 0x50),
+        (msr::REFERENCE_TSC, (PAGE + 3 * PAGE_SIZE) | 1),
     ];
     guest.vtl_call(0);
     let before: Vec<_> = registers.iter().map(|&(index, _)| guest.read_msr(0, index)).collect();
@@ -178,6 +180,22 @@ fn shared_registers_are_shared_and_the_tsc_is_one() {
     guest.vtl_call(0);
     assert_eq!((guest.read_msr(0, 0x10), guest.read_msr(0, 0x2FF)), (Some(100), Some(0xC06)));
     assert_eq!(guest.read_msr(0, msr::VP_INDEX), Some(0));
+}
+
+#[test]
+fn the_reference_tsc_page_is_of_the_partition() {
+    let mut guest = Guest::new(Config { vps: 2, ..Config::default() });
+    assert!(guest.write_msr(0, msr::REFERENCE_TSC, PAGE | 0x801));
+    assert_eq!(guest.read_msr(1, msr::REFERENCE_TSC), Some(PAGE | 0x801), "reserved bits stay");
+    assert_eq!(word(&guest, 0, PAGE), 1, "a valid sequence");
+    assert!(guest.space(0).write(PAGE, &[0]).is_err());
+    // The TSCs of the VPs differ.
+    assert!(guest.write_msr(1, 0x10, 7));
+    assert_eq!((word(&guest, 0, PAGE), word(&guest, 0, PAGE + 12)), (0, 21_474_836));
+    assert!(guest.write_msr(1, 0x3B, 0));
+    assert_eq!(word(&guest, 0, PAGE), 1);
+    assert!(guest.write_msr(1, msr::REFERENCE_TSC, 0));
+    assert!(!guest.space(0).is_overlay(PAGE / PAGE_SIZE));
 }
 
 #[test]

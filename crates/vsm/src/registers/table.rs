@@ -394,6 +394,7 @@ pub(super) static REGISTERS: &[Register] = &[
     msr(Name::SyntheticIcr, Scope::Private, msr::ICR).kind(Kind::Derived),
     msr(Name::SyntheticTpr, Scope::Private, msr::TPR).kind(Kind::Derived),
     msr(Name::VpAssistPage, Scope::Private, msr::VP_ASSIST_PAGE).reset(0),
+    msr(Name::ReferenceTsc, Scope::Partition, msr::REFERENCE_TSC),
     msrs(Name::Sint0, 16, Scope::Private, msr::SINT0, 1).reset(msr::Sint::RESET.into_bits()),
     msr(Name::Scontrol, Scope::Private, msr::SCONTROL).reset(0),
     msr(Name::Sversion, Scope::Private, msr::SVERSION).kind(Kind::ReadOnly),

@@ -164,7 +164,7 @@ proptest! {
 fn bare(active: Vtl) -> Vp {
     let config = Config { ram: vec![RAM], ..Config::default() };
     let engine = Arc::new(FakeEngine::new(&[RAM]));
-    let partition = Partition::new(config, engine, 1, Arc::new(Bare), None).expect("a partition");
+    let partition = Partition::new(config, engine, 1_000_000_000, Arc::new(Bare), None).expect("a partition");
     let mut vp = partition.create_vp(0).expect("a VP");
     if active != Vtl::ZERO {
         assert!(partition.enable_vtl(active).expect("a VTL"));
