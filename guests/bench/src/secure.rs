@@ -5,8 +5,8 @@ use core::hint::black_box;
 
 use runtime::calls::{MOST_PAGES, PARTITION_SELF, header, protect_result, set_register, target};
 use runtime::context::{VTL_CALL, VTL_RETURN};
-use runtime::exceptions::take_interrupts;
 use runtime::hypercall::{Registers, raw};
+use runtime::interrupts;
 use runtime::messages;
 use runtime::pages::{self, PAGE_SIZE};
 use runtime::vtl::{self, Entry, run_in};
@@ -30,7 +30,7 @@ fn serve(entry: &mut Entry<'_>) {
         vtl::run_request();
         return;
     }
-    take_interrupts();
+    interrupts::let_in();
     let slot = messages::slot(0);
     // SAFETY: the slot holds the message that the interrupt announced, a memory intercept, and is VTL1's to empty. VTL0
     // goes on behind its store.
@@ -80,7 +80,7 @@ unsafe extern "C" fn return_repeatedly(_rounds: u64) {
 
 /// VTL1 while VTL calls are measured: it returns at once, [`ROUNDS`] times and once more to begin with.
 fn bounce(_: &mut Entry<'_>) {
-    vtl::set_handler(1, serve);
+    vtl::set_handler(0, 1, serve);
     // SAFETY: every return is followed by a VTL call.
     unsafe { return_repeatedly(ROUNDS + 1) };
 }

@@ -6,7 +6,7 @@ use runtime::cell::Global;
 use runtime::context::VTLS;
 use runtime::exceptions::{self, Exception};
 use runtime::vtl::{self, Entry, assist_page, run_in};
-use runtime::{context, messages, port, println};
+use runtime::{context, interrupts, messages, port, println};
 use tlfs::assist_page::VtlEntryReason;
 use tlfs::intercept::MemoryIntercept;
 use tlfs::message::{Message, MessageType};
@@ -99,7 +99,7 @@ pub fn serve(entry: &mut Entry<'_>) {
     }
     if !any {
         // An interrupt without a message: take it, so that it does not come again.
-        exceptions::take_interrupts();
+        interrupts::let_in();
         guard(vtl);
     }
 }

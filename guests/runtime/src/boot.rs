@@ -124,7 +124,7 @@ unsafe extern "Rust" {
 
 /// The first Rust code to run: makes VTL0 able to print and to survive exceptions, and enters the guest.
 extern "C" fn start(magic: u32, information: u32) -> ! {
-    crate::context::start_boot_vtl();
+    crate::context::start(&crate::context::prepare(0, 0));
     crate::serial::initialize();
     // SAFETY: a multiboot loader sets the magic number and then passes the address of its information.
     let information =

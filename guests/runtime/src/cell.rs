@@ -2,13 +2,14 @@
 
 use core::cell::UnsafeCell;
 
-/// A mutable static. The guest has one virtual processor. What runs on it in between, an exception handler or a higher
-/// VTL, uses only the statics that are its own, or those handed to it by the code that it interrupted.
+/// A mutable static of one processor at a time. What runs on it in between, an exception handler or a higher VTL, uses
+/// only the statics that are its own, or those handed to it by the code that it interrupted. What processors share is
+/// atomic instead.
 #[repr(transparent)]
 #[derive(Debug)]
 pub struct Global<T>(UnsafeCell<T>);
 
-// SAFETY: there is one virtual processor, so nothing is accessed from two threads at once.
+// SAFETY: the guest takes care that no two processors access one at once.
 unsafe impl<T> Sync for Global<T> {}
 
 impl<T> Global<T> {

@@ -1,17 +1,21 @@
-//! What every VTL has of its own: descriptor tables, stacks, and the pages that it shares with the hypervisor.
+//! What every VTL of every processor has of its own: descriptor tables, stacks, and the pages that it shares with the
+//! hypervisor.
 //!
 //! GS points to the context of the VTL that runs; its base is one of the registers that every VTL has of its own.
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::cell::Global;
 use crate::exceptions::{Exception, VECTOR_STRIDE, runtime_vectors};
-use crate::pages::Page;
+use crate::pages::{self, PAGE_SIZE, Page};
 use crate::registers::{msr, write_msr};
-use crate::vtl::{BIRTH_REGISTERS, Handler};
+use crate::vtl::{BIRTH_REGISTERS, Handler, Request};
 
 /// How many VTLs a guest can use.
 pub const VTLS: usize = 3;
+/// How many processors a guest can use.
+pub const PROCESSORS: usize = 8;
 
 /// Selector of CPL 0 code.
 pub const KERNEL_CODE: u16 = 0x08;
@@ -80,6 +84,7 @@ struct TaskState {
 }
 
 const EXCEPTION_STACK: usize = 32 * 1024;
+const NMI_STACK: usize = 8 * 1024;
 const MAIN_STACK: usize = 64 * 1024;
 
 /// A stack.
@@ -92,7 +97,7 @@ struct Stack<const BYTES: usize>([u8; BYTES]);
 #[derive(Debug)]
 pub struct AlignedPage(pub Page);
 
-/// The state of one VTL on the virtual processor.
+/// The state of one VTL on one processor.
 #[repr(C, align(4096))]
 #[derive(Debug)]
 pub struct Context {
@@ -109,6 +114,8 @@ pub struct Context {
 
     /// The VTL that this is the context of.
     pub vtl: u8,
+    /// The processor that this is the context of; its index in the partition.
+    pub processor: u32,
     /// The last exception that was caught.
     pub(crate) exception: Option<Exception>,
     /// What the VTL does when it is entered.
@@ -116,7 +123,11 @@ pub struct Context {
     /// What [`BIRTH_REGISTERS`] held when the VTL began.
     pub birth: [u64; BIRTH_REGISTERS.len()],
     /// How often each interrupt vector was taken.
-    pub interrupts: [u32; 256],
+    pub(crate) interrupts: [u32; 256],
+    /// What else is done about an interrupt.
+    pub(crate) interrupt_handlers: [Option<fn(u8)>; 256],
+    /// What the VTL above is asked to run.
+    pub(crate) request: Request,
 
     gdt: [u64; 10],
     task: TaskState,
@@ -132,6 +143,8 @@ pub struct Context {
     /// Output parameters of hypercalls.
     pub output_page: AlignedPage,
     exception_stack: Stack<EXCEPTION_STACK>,
+    /// Interrupts that cannot be masked come while others are being handled.
+    nmi_stack: Stack<NMI_STACK>,
     /// The stack that interrupts from CPL 3 use.
     main_stack: Stack<MAIN_STACK>,
 }
@@ -152,10 +165,13 @@ const fn context(vtl: u8) -> Context {
         vtl_call: 0,
         vtl_return: 0,
         vtl,
+        processor: 0,
         exception: None,
         handler: None,
         birth: [0; BIRTH_REGISTERS.len()],
         interrupts: [0; 256],
+        interrupt_handlers: [None; 256],
+        request: Request::NONE,
         gdt: [0; 10],
         task: TaskState {
             reserved0: 0,
@@ -173,23 +189,46 @@ const fn context(vtl: u8) -> Context {
         input_page: PAGE,
         output_page: PAGE,
         exception_stack: Stack([0; EXCEPTION_STACK]),
+        nmi_stack: Stack([0; NMI_STACK]),
         main_stack: Stack([0; MAIN_STACK]),
     }
 }
 
-/// VTL0's context. All zero, so that it takes no room in the image; [`prepare`] fills it in.
+/// VTL0's context on the first processor. All zero, so that it takes no room in the image; [`prepare`] fills it in.
 static BOOT: Global<Context> = Global::new(context(0));
-/// The contexts of the VTLs above 0, in pages that VTL0 has no business with.
+/// The contexts of the VTLs above 0 on the first processor, in pages that VTL0 has no business with.
 #[unsafe(link_section = ".bss.private.contexts")]
 static HIGHER: Global<[Context; VTLS - 1]> = Global::new([context(0), context(0)]);
+/// The contexts of the other processors, as they are needed.
+static OTHERS: [[AtomicPtr<Context>; VTLS]; PROCESSORS - 1] =
+    [const { [const { AtomicPtr::new(core::ptr::null_mut()) }; VTLS] }; PROCESSORS - 1];
 
-/// The context of a VTL. References to it must be short: assembly code and exception handlers change it.
+/// The context of a VTL on the processor that runs. References to it must be short: assembly code and exception handlers
+/// change it.
 ///
 /// # Panics
 /// When there is no such VTL.
 #[must_use]
 pub fn of(vtl: u8) -> *mut Context {
+    on(current_processor(), vtl)
+}
+
+/// The context of a VTL on a processor; see [`of`].
+///
+/// # Panics
+/// When there is no such VTL or too many processors.
+#[must_use]
+pub fn on(processor: u32, vtl: u8) -> *mut Context {
     assert!((vtl as usize) < VTLS, "VTL{vtl} has no context");
+    if let Some(other) = processor.checked_sub(1) {
+        let place = &OTHERS[other as usize][vtl as usize];
+        if place.load(Ordering::Acquire).is_null() {
+            let fresh = pages::allocate(size_of::<Context>() / PAGE_SIZE).cast::<Context>();
+            // Zero is what `context` fills it with. Two processors that need it at once leave pages unused.
+            let _ = place.compare_exchange(core::ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire);
+        }
+        return place.load(Ordering::Acquire);
+    }
     match vtl.checked_sub(1) {
         None => BOOT.pointer(),
         // SAFETY: the index is inside the array, as asserted.
@@ -213,6 +252,13 @@ pub fn current_vtl() -> u8 {
     unsafe { (*current()).vtl }
 }
 
+/// The index of the processor that runs.
+#[must_use]
+pub fn current_processor() -> u32 {
+    // SAFETY: as for the VTL.
+    unsafe { (*current()).processor }
+}
+
 /// The registers that make a context the one that is used.
 #[derive(Debug, Clone, Copy)]
 pub struct Tables {
@@ -228,16 +274,18 @@ pub struct Tables {
     pub stack: u64,
 }
 
-/// Fills in a VTL's descriptor tables.
-pub fn prepare(vtl: u8) -> Tables {
-    let pointer = of(vtl);
-    // SAFETY: the context is valid, and the VTL does not run yet.
+/// Fills in the descriptor tables of a VTL on a processor. Processors share the hypercall page of a VTL.
+pub fn prepare(processor: u32, vtl: u8) -> Tables {
+    let pointer = on(processor, vtl);
+    // SAFETY: the context is valid, and the VTL does not run there yet.
     let context = unsafe { &mut *pointer };
     context.this = pointer;
     context.vtl = vtl;
+    context.processor = processor;
     let exception_stack = &raw const context.exception_stack as u64 + EXCEPTION_STACK as u64;
     let main_stack = &raw const context.main_stack as u64 + MAIN_STACK as u64;
     context.task.interrupt_stacks[0] = exception_stack;
+    context.task.interrupt_stacks[1] = &raw const context.nmi_stack as u64 + NMI_STACK as u64;
     context.task.stacks[0] = exception_stack;
     context.task.io_map = size_of::<TaskState>() as u16;
 
@@ -262,7 +310,8 @@ pub fn prepare(vtl: u8) -> Tables {
             _ => INTERRUPT_GATE,
         };
         // Everything runs on a stack of its own: compiled code may use the red zone below the stack pointer.
-        *gate = Gate::new(&raw const runtime_vectors as u64 + (vector * VECTOR_STRIDE) as u64, attributes | 1);
+        let stack = if vector == 2 { 2 } else { 1 };
+        *gate = Gate::new(&raw const runtime_vectors as u64 + (vector * VECTOR_STRIDE) as u64, attributes | stack);
     }
     Tables {
         context: pointer as u64,
@@ -277,9 +326,8 @@ pub fn prepare(vtl: u8) -> Tables {
 #[repr(C, packed)]
 struct TablePointer(u16, u64);
 
-/// Gives VTL0 its tables, on the virtual processor that booted.
-pub(crate) fn start_boot_vtl() {
-    let tables = prepare(0);
+/// Gives VTL0 of the processor that runs its tables.
+pub(crate) fn start(tables: &Tables) {
     let gdt = TablePointer(tables.gdt.1, tables.gdt.0);
     let idt = TablePointer(tables.idt.1, tables.idt.0);
     // SAFETY: the tables are complete and stay where they are; the selectors loaded already mean the same in the new
@@ -297,7 +345,7 @@ pub(crate) fn start_boot_vtl() {
 pub fn exception_frame_page(vtl: u8) -> u64 {
     // SAFETY: this only takes an address.
     let stack = unsafe { &raw const (*of(vtl)).exception_stack } as u64;
-    stack + EXCEPTION_STACK as u64 - crate::pages::PAGE_SIZE as u64
+    stack + EXCEPTION_STACK as u64 - PAGE_SIZE as u64
 }
 
 /// Lets a VTL have another interrupt gate than the runtime's; `None` marks the gate as not present.

@@ -6,12 +6,14 @@ use core::mem::MaybeUninit;
 
 use crate::context::{self, RECOVERY, USER_EXIT_VECTOR};
 use crate::registers::cr2;
-use crate::{port, println};
+use crate::{interrupts, port, println};
 
 /// Divide error.
 pub const DIVIDE_ERROR: u8 = 0;
 /// Debug exception.
 pub const DEBUG: u8 = 1;
+/// Non-maskable interrupt.
+pub const NON_MASKABLE: u8 = 2;
 /// Breakpoint.
 pub const BREAKPOINT: u8 = 3;
 /// Invalid opcode, #UD.
@@ -260,12 +262,8 @@ pub fn vector_of<R>(function: impl FnOnce() -> R) -> Option<u8> {
 extern "C" fn exception(frame: &mut Frame) {
     let context = context::current();
     let vector = frame.vector as u8;
-    if vector >= 32 && vector != USER_EXIT_VECTOR {
-        // SAFETY: the context is valid; only this handler and code that waits for it use the counters.
-        let counter = unsafe { &raw mut (*context).interrupts[vector as usize] };
-        // SAFETY: as above.
-        unsafe { counter.write_volatile(counter.read_volatile().wrapping_add(1)) };
-        return;
+    if vector == NON_MASKABLE || vector >= 32 && vector != USER_EXIT_VECTOR {
+        return interrupts::take(vector);
     }
     let exception = Exception {
         vector,
@@ -308,16 +306,3 @@ fn panic(information: &core::panic::PanicInfo<'_>) -> ! {
 
 /// The vector of the [`Exception`] that stands for a panic; no processor raises it.
 pub const PANIC_VECTOR: u8 = 0xFE;
-
-/// Opens the interrupt window for a moment, so that interrupts that are due are taken.
-pub fn take_interrupts() {
-    // SAFETY: the handlers of all interrupts do nothing but count.
-    unsafe { core::arch::asm!("sti", "nop", "nop", "cli", options(nomem)) };
-}
-
-/// How often an interrupt vector was taken in the VTL that runs.
-#[must_use]
-pub fn interrupts_taken(vector: u8) -> u32 {
-    // SAFETY: the context is valid; the handler may change the counter at any time.
-    unsafe { (&raw const (*context::current()).interrupts[vector as usize]).read_volatile() }
-}

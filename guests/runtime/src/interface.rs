@@ -80,9 +80,15 @@ pub fn vp_index() -> u32 {
     unsafe { read_msr(msr::VP_INDEX) as u32 }
 }
 
-/// Names the guest and lays the hypercall page over the VTL's own page for it (TLFS 3.13).
+/// Names the guest and lays the hypercall page over the VTL's own page for it (TLFS 3.13). The processors of a partition
+/// share that page, so that only the first one has to do this.
 pub fn enable_hypercalls() {
     let context = context::current();
+    if context::current_processor() != 0 {
+        // SAFETY: the contexts are valid, and the first processor's has its page by now.
+        unsafe { (*context).hypercall = (*context::on(0, context::current_vtl())).hypercall };
+        return;
+    }
     // SAFETY: the context is valid, and this only takes an address.
     let page = unsafe { &raw mut (*context).hypercall_page } as u64;
     // SAFETY: the page belongs to the context and is for this alone.

@@ -1,7 +1,8 @@
 //! What a bare-metal guest needs to run in several Virtual Trust Levels: booting, exceptions, a console, hypercalls,
 //! and code in every VTL.
 //!
-//! A guest is one image for one virtual processor. It starts in VTL0 at the function that [`entry!`] names.
+//! A guest is one image. Its first processor starts in VTL0 at the function that [`entry!`] names; it can start the
+//! others.
 #![no_std]
 #![warn(missing_docs)]
 
@@ -12,6 +13,7 @@ pub mod context;
 pub mod exceptions;
 pub mod hypercall;
 pub mod interface;
+pub mod interrupts;
 mod memory_functions;
 pub mod messages;
 pub mod multiboot;

@@ -3,7 +3,7 @@
 use tlfs::message::{Message, MessageType};
 use tlfs::msr;
 
-use crate::exceptions::take_interrupts;
+use crate::interrupts;
 use crate::registers::write_msr;
 use crate::vtl::message_page;
 
@@ -29,7 +29,7 @@ pub fn take(sint: usize) -> Option<Message> {
     if message.header.message_type == MessageType::None {
         return None;
     }
-    take_interrupts();
+    interrupts::let_in();
     // SAFETY: the slot is valid, and its type is the guest's to clear (TLFS 11.7.2). The register only delivers
     // messages that wait.
     unsafe {

@@ -1,8 +1,8 @@
 //! Memory for tests, handed out page by page and never taken back.
 
 use core::ops::Range;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::cell::Global;
 use crate::multiboot::Information;
 
 /// Bytes in a page.
@@ -11,7 +11,9 @@ pub const PAGE_SIZE: usize = 4096;
 /// Memory that is assumed when the loader does not tell, in KiB above 1 MiB.
 const LEAST_MEMORY: u32 = 31 * 1024;
 
-static FREE: Global<(usize, usize)> = Global::new((0, 0));
+/// The first page that is free, and the end of memory.
+static FREE: AtomicUsize = AtomicUsize::new(0);
+static END: AtomicUsize = AtomicUsize::new(0);
 
 unsafe extern "C" {
     static image_start: u8;
@@ -25,7 +27,8 @@ unsafe extern "C" {
 pub(crate) fn initialize(information: Option<&Information>) {
     let upper = information.and_then(Information::memory_upper).unwrap_or(LEAST_MEMORY);
     let end = (upper as usize / 4 + 256) * PAGE_SIZE;
-    FREE.set((image().end, end));
+    END.store(end, Ordering::Relaxed);
+    FREE.store(image().end, Ordering::Relaxed);
 }
 
 /// A page of memory for a guest's own use.
@@ -37,23 +40,31 @@ pub type Page = [u8; PAGE_SIZE];
 /// When there is not enough memory.
 #[must_use]
 pub fn allocate(count: usize) -> *mut Page {
-    let (start, end) = FREE.get();
-    let next = start + count * PAGE_SIZE;
-    assert!(next <= end, "the guest has too little memory: {count} pages wanted at {start:#x}, end {end:#x}");
-    FREE.set((next, end));
-    let pages = start as *mut Page;
-    // SAFETY: the range is RAM that is mapped one to one and given to nobody else.
-    unsafe { pages.write_bytes(0, count) };
-    pages
+    allocate_at_multiple(count, PAGE_SIZE)
 }
 
 /// As [`allocate`], starting at a multiple of 2 MiB.
 #[must_use]
 pub fn allocate_aligned(count: usize) -> *mut Page {
     const LARGE: usize = 2 << 20;
-    let (start, end) = FREE.get();
-    FREE.set((start.next_multiple_of(LARGE), end));
-    allocate(count)
+    allocate_at_multiple(count, LARGE)
+}
+
+fn allocate_at_multiple(count: usize, alignment: usize) -> *mut Page {
+    let mut free = FREE.load(Ordering::Relaxed);
+    let start = loop {
+        let start = free.next_multiple_of(alignment);
+        let (next, end) = (start + count * PAGE_SIZE, memory_end());
+        assert!(next <= end, "the guest has too little memory: {count} pages wanted at {start:#x}, end {end:#x}");
+        match FREE.compare_exchange_weak(free, next, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => break start,
+            Err(other) => free = other,
+        }
+    };
+    let pages = start as *mut Page;
+    // SAFETY: the range is RAM that is mapped one to one and given to nobody else.
+    unsafe { pages.write_bytes(0, count) };
+    pages
 }
 
 /// An address at which a PC has no memory: in the hole below 4 GiB, where devices may be.
@@ -62,7 +73,7 @@ pub const WITHOUT_MEMORY: u64 = 0xE000_0000;
 /// The end of usable memory.
 #[must_use]
 pub fn memory_end() -> usize {
-    FREE.get().1
+    END.load(Ordering::Relaxed)
 }
 
 /// The image: code, constants, data and stacks.

@@ -223,10 +223,18 @@ pub fn enable_vp_vtl(partition: u64, vp: u32, vtl: u8, context: &InitialVpContex
     }
 }
 
-/// Says what a VTL shall do when it is entered.
-pub fn set_handler(vtl: u8, handler: Handler) {
-    // SAFETY: the context is valid, and the VTL does not run.
-    unsafe { (*context::of(vtl)).handler = Some(handler) };
+/// Says what a VTL of a processor shall do when it is entered.
+pub fn set_handler(processor: u32, vtl: u8, handler: Handler) {
+    // SAFETY: the context is valid; the VTL does not run there, or calls this.
+    unsafe { (*context::on(processor, vtl)).handler = Some(handler) };
+}
+
+/// Prepares a VTL of a processor to start and to do this when it is entered; returns its state then.
+#[must_use]
+pub fn prepare(processor: u32, vtl: u8, page_tables: u64, handler: Handler) -> InitialVpContext {
+    let tables = context::prepare(processor, vtl);
+    set_handler(processor, vtl, handler);
+    initial_context(&tables, page_tables)
 }
 
 /// Starts the next higher VTL on this VP, which must be enabled for the partition: enables it, and calls it once so that
@@ -235,9 +243,8 @@ pub fn set_handler(vtl: u8, handler: Handler) {
 /// # Errors
 /// The status of the hypercall that failed.
 pub fn start(vtl: u8, page_tables: u64, handler: Handler) -> Result<(), HvStatus> {
-    let tables = context::prepare(vtl);
-    set_handler(vtl, handler);
-    enable_vp_vtl(PARTITION_SELF, interface::vp_index(), vtl, &initial_context(&tables, page_tables))?;
+    let processor = context::current_processor();
+    enable_vp_vtl(PARTITION_SELF, processor, vtl, &prepare(processor, vtl, page_tables, handler))?;
     call(&mut Registers::default());
     Ok(())
 }
@@ -259,21 +266,18 @@ pub fn call(registers: &mut Registers) {
     unsafe { call_with(registers, sequence) };
 }
 
-/// A function to run in another VTL.
-struct Request {
+/// A function to run in the VTL above.
+#[derive(Debug)]
+pub(crate) struct Request {
     function: Option<unsafe fn(*mut u8)>,
     argument: *mut u8,
-    outcome: Option<Result<(), Exception>>,
+    /// Whether the function was run, and what it raised. All zero, a request takes no room in the image.
+    ran: bool,
+    exception: Option<Exception>,
 }
 
-static REQUESTS: crate::cell::Global<[Request; context::VTLS]> = crate::cell::Global::new(
-    [const { Request { function: None, argument: core::ptr::null_mut(), outcome: None } }; context::VTLS],
-);
-
-fn request(vtl: u8) -> *mut Request {
-    assert!((vtl as usize) < context::VTLS);
-    // SAFETY: the index is inside the array, as asserted.
-    unsafe { REQUESTS.pointer().cast::<Request>().add(vtl as usize) }
+impl Request {
+    pub(crate) const NONE: Self = Self { function: None, argument: core::ptr::null_mut(), ran: false, exception: None };
 }
 
 /// Runs `function` in the VTL above the one that runs and comes back with its result. That VTL's handler must call
@@ -295,18 +299,21 @@ pub fn run_above<R>(function: impl FnOnce() -> R) -> Result<R, Exception> {
         run::<F, R>
     }
     let mut data = Call(Some(function), None);
-    let request = request(context::current_vtl() + 1);
+    // SAFETY: the context is valid, and this only takes an address.
+    let request = unsafe { &raw mut (*context::current()).request };
     let function = erase(&data);
     // SAFETY: the request is only used here and in `run_request`, which runs during the VTL call below.
     unsafe {
-        request.write(Request { function: Some(function), argument: (&raw mut data).cast(), outcome: None });
+        let argument = (&raw mut data).cast();
+        request.write(Request { function: Some(function), argument, ..Request::NONE });
     }
     call(&mut Registers::default());
     // SAFETY: as above.
-    match unsafe { (*request).outcome.take() } {
-        Some(Ok(())) => Ok(data.1.expect("the function ran to its end")),
-        Some(Err(exception)) => Err(exception),
-        None => panic!("the VTL above did not run the request"),
+    let (ran, exception) = unsafe { ((*request).ran, (*request).exception) };
+    assert!(ran, "the VTL above did not run the request");
+    match exception {
+        None => Ok(data.1.expect("the function ran to its end")),
+        Some(exception) => Err(exception),
     }
 }
 
@@ -326,12 +333,14 @@ pub fn run_in<R>(vtl: u8, function: impl FnOnce() -> R) -> Result<R, Exception> 
 
 /// Runs what [`run_above`] asked of the VTL that runs.
 pub fn run_request() {
-    let request = request(context::current_vtl());
+    let lower = context::of(context::current_vtl() - 1);
     // SAFETY: the VTL below waits in `run_above`, so the request is not used elsewhere.
     unsafe {
+        let request = &raw mut (*lower).request;
         if let Some(function) = (*request).function.take() {
             let argument = (*request).argument;
-            (*request).outcome = Some(exceptions::catch(|| function(argument)));
+            (*request).exception = exceptions::catch(|| function(argument)).err();
+            (*request).ran = true;
         }
     }
 }

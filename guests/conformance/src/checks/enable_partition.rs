@@ -144,7 +144,7 @@ fn reserved_flags_are_refused() -> Outcome {
 }
 
 fn enabling_on_a_processor_before_the_partition_is_refused() -> Outcome {
-    let tables = context::prepare(1);
+    let tables = context::prepare(0, 1);
     let context = vtl::initial_context(&tables, runtime::registers::cr3());
     ensure_status(vtl::enable_vp_vtl(PARTITION_SELF, 0, 1, &context), &[HvStatus::InvalidVtlState])
 }

@@ -33,7 +33,7 @@ checks! {
 }
 
 fn good() -> InitialVpContext {
-    initial_context(&context::prepare(1), cr3())
+    initial_context(&context::prepare(0, 1), cr3())
 }
 
 /// Tries to enable VTL1 with a context that is good but for one change.

@@ -1,8 +1,9 @@
 //! How intercepts reach the higher VTL, and what it can do about them (TLFS 11.7, 15.13).
 
-use runtime::exceptions::{GENERAL_PROTECTION, interrupts_taken};
+use runtime::exceptions::GENERAL_PROTECTION;
 use runtime::hypercall::{RAX, RCX, RDI};
 use runtime::interface::INTERCEPT_VECTOR;
+use runtime::interrupts;
 use runtime::{messages, pages};
 use tlfs::assist_page::VtlEntryReason;
 use tlfs::message::MessageType;
@@ -148,7 +149,7 @@ fn entry_by_an_intercept_stores_rax_and_rcx() -> Outcome {
 }
 
 fn interrupt_of_sint0_is_taken_once_per_intercept() -> Outcome {
-    let count = || in_vtl1(|| interrupts_taken(INTERCEPT_VECTOR));
+    let count = || in_vtl1(|| interrupts::taken(INTERCEPT_VECTOR));
     let before = count()?;
     for _ in 0..5 {
         let page = fresh();
