@@ -4,14 +4,21 @@
 //! 32-bit protected mode as section 3.2 of the Multiboot Specification says: EAX is the magic number, EBX points to the
 //! information structure, segments are flat, paging and interrupts are off.
 //!
+//! # PVH kernels
+//! The same mode, with EBX pointing to the start information (Xen, docs/misc/pvh.pandoc).
+//!
 //! # ELF64 images
 //! 64-bit mode, entered with what a compiler expects at the start of a C function: the first 4 GiB are mapped to
 //! themselves (writable, executable), segments are flat with a GDT that holds them, interrupts are off, SSE is enabled,
 //! RSP points to the top of a 16 KiB stack with room for a return address, and RDI (as well as RBX, with the magic number
 //! in RAX) is the physical address of a multiboot information structure.
+//!
+//! # Linux kernels (bzImage)
+//! The same mode, with RSI pointing to the boot parameters (Linux, Documentation/arch/x86/boot.rst, "64-bit Boot
+//! Protocol").
 
 use engine::registers::{
-    CS, DescriptorTable, GeneralRegisters, RAX, RBX, RDI, RDX, RSP, Segment, SharedRegisters, SystemRegisters,
+    CS, DescriptorTable, GeneralRegisters, RAX, RBX, RDI, RDX, RSI, RSP, Segment, SharedRegisters, SystemRegisters,
 };
 use engine::{PAGE_SIZE, Vcpu};
 
@@ -20,13 +27,17 @@ use crate::load::Layout;
 /// What EAX holds when a multiboot kernel starts (Multiboot Specification 3.2).
 const MULTIBOOT_MAGIC: u64 = 0x2BAD_B002;
 
-const CODE_SELECTOR: u16 = 0x08;
-const DATA_SELECTOR: u16 = 0x10;
+// What Linux calls __BOOT_CS and __BOOT_DS, and expects.
+const CODE_SELECTOR: u16 = 0x10;
+const DATA_SELECTOR: u16 = 0x18;
 
 // Bits 55:40 of descriptors: present, DPL 0, accessed, 4 KiB granularity (SDM Vol. 3A 3.4.5).
 const CODE_32: u16 = 0xC09B;
 const CODE_64: u16 = 0xA09B;
 const DATA: u16 = 0xC093;
+
+/// The limit of a task state segment without an I/O map, which PVH asks for.
+const TSS_LIMIT: u32 = 0x67;
 
 const CR0_PE: u64 = 1 << 0;
 const CR0_ET: u64 = 1 << 4;
@@ -43,6 +54,35 @@ const XCR0_X87_SSE: u64 = 0b11;
 const PTE_PRESENT_WRITABLE: u64 = 0b11;
 const PTE_LARGE: u64 = 1 << 7;
 const LARGE_PAGE: u64 = 2 << 20;
+
+/// How a guest starts: what it is told, by physical addresses, and its mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// As a multiboot image.
+    Multiboot {
+        /// The multiboot information structure.
+        information: u64,
+    },
+    /// As a PVH kernel.
+    Pvh {
+        /// The start information.
+        information: u64,
+    },
+    /// As an ELF64 image.
+    Long {
+        /// The multiboot information structure.
+        information: u64,
+        /// What 64-bit mode needs.
+        long: LongMode,
+    },
+    /// As a Linux kernel.
+    Linux {
+        /// The boot parameters.
+        parameters: u64,
+        /// What 64-bit mode needs.
+        long: LongMode,
+    },
+}
 
 /// Where the structures of a guest that starts in 64-bit mode lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +115,7 @@ impl LongMode {
         for (entry, page) in directories.iter_mut().zip(0..) {
             *entry = (page * LARGE_PAGE) | PTE_PRESENT_WRITABLE | PTE_LARGE;
         }
-        let gdt = [0, descriptor(CODE_64), descriptor(DATA)];
+        let gdt = [0, 0, descriptor(CODE_64), descriptor(DATA)];
         let bytes = entries.iter().chain(&gdt).flat_map(|entry| entry.to_le_bytes()).collect();
         let long = Self {
             page_tables: base,
@@ -101,19 +141,38 @@ pub fn set_registers(vcpu: &mut dyn Vcpu, layout: &Layout<'_>) {
     let general = vcpu.general_mut();
     *general = GeneralRegisters { rip: layout.entry, ..GeneralRegisters::default() };
     general.gpr[RDX] = 0;
-    general.gpr[RAX] = MULTIBOOT_MAGIC;
-    general.gpr[RBX] = layout.information;
-    if let Some(long) = &layout.long {
-        general.gpr[RDI] = layout.information;
+    let long = match layout.start {
+        Start::Multiboot { information } => {
+            general.gpr[RAX] = MULTIBOOT_MAGIC;
+            general.gpr[RBX] = information;
+            None
+        }
+        Start::Pvh { information } => {
+            general.gpr[RBX] = information;
+            None
+        }
+        Start::Long { information, long } => {
+            general.gpr[RAX] = MULTIBOOT_MAGIC;
+            general.gpr[RBX] = information;
+            general.gpr[RDI] = information;
+            Some(long)
+        }
+        Start::Linux { parameters, long } => {
+            general.gpr[RSI] = parameters;
+            Some(long)
+        }
+    };
+    if let Some(long) = long {
         general.gpr[RSP] = long.stack;
     }
 
     let system = vcpu.system_mut();
     *system = SystemRegisters::default();
     system.segments = [flat(DATA_SELECTOR, DATA); 6];
-    match &layout.long {
+    match long {
         None => {
             system.segments[CS] = flat(CODE_SELECTOR, CODE_32);
+            system.tr.limit = TSS_LIMIT;
             system.cr0 = CR0_PE | CR0_ET;
         }
         Some(long) => {
@@ -136,7 +195,7 @@ mod tests {
     use engine::fake::FakeEngine;
 
     use super::*;
-    use crate::load::{Image, Protocol, Segment as Loaded};
+    use crate::load::{Arguments, Image, Protocol, Segment as Loaded};
     use crate::memory_map::MemoryMap;
 
     fn start(protocol: Protocol) -> (FakeEngine, Box<dyn Vcpu>) {
@@ -146,7 +205,7 @@ mod tests {
         let mut vcpu = engine.create_vcpu(0, &space).unwrap();
         let segments = vec![Loaded { start: 0x20_0000, size: 0x1000, bytes: b"\xF4" }];
         let image = Image { segments, entry: 0x20_0000, protocol };
-        let layout = Layout::plan(&image, &map, "", &[]).unwrap();
+        let layout = Layout::plan(&image, &map, &Arguments::default()).unwrap();
         for block in &layout.blocks {
             engine.write_ram(block.start, &block.bytes).unwrap();
         }
@@ -162,6 +221,18 @@ mod tests {
         assert!(vcpu.system().protected_mode() && !vcpu.system().long_code());
         assert_eq!(vcpu.system().cr0 & CR0_PG, 0);
         assert_eq!(vcpu.system().efer, 0);
+    }
+
+    #[test]
+    fn pvh_starts_in_protected_mode_with_its_own_information() {
+        let (engine, vcpu) = start(Protocol::Pvh);
+        let system = vcpu.system();
+        assert!(system.protected_mode() && !system.long_code());
+        assert_eq!((system.cr0 & !CR0_ET, system.cr4, system.efer), (CR0_PE, 0, 0));
+        assert_eq!((system.tr.base, system.tr.limit, system.tr.attributes), (0, 0x67, 0x8B));
+        let mut magic = [0; 4];
+        engine.read_ram(vcpu.general().gpr[RBX], &mut magic).unwrap();
+        assert_eq!(u32::from_le_bytes(magic), 0x336E_C578);
     }
 
     #[test]

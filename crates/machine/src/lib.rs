@@ -24,6 +24,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod acpi;
 pub mod boot;
 pub mod bus;
 mod clock;

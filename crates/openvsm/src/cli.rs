@@ -117,9 +117,13 @@ impl FromStr for VsmOption {
 #[derive(Debug, Args)]
 #[command(after_help = RUN_HELP)]
 pub struct Run {
-    /// The guest: an ELF64 file, or a multiboot 1 image (ELF or with address fields in its header)
+    /// The guest: a Linux kernel (bzImage), a PVH kernel, an ELF64 file, or a multiboot 1 image (ELF or with address fields
+    /// in its header)
     #[arg(long, value_name = "FILE")]
     pub kernel: PathBuf,
+    /// The initial RAM file system of a Linux or PVH kernel
+    #[arg(long, value_name = "FILE")]
+    pub initramfs: Option<PathBuf>,
     /// The guest's command line
     #[arg(long, value_name = "STRING", default_value = "")]
     pub cmdline: String,
@@ -147,8 +151,9 @@ pub struct Run {
 }
 
 const RUN_HELP: &str = "\
-The guest starts as the Multiboot Specification says if its image has a multiboot header, else in 64-bit mode with the
-first 4 GiB mapped to themselves and RDI pointing to a multiboot information structure.
+A Linux kernel starts by its 64-bit boot protocol, an image with a multiboot header as the Multiboot Specification says,
+an ELF file with a PVH note as Xen's PVH document says. Any other ELF64 file starts in 64-bit mode with the first 4 GiB
+mapped to themselves and RDI pointing to a multiboot information structure. ACPI tables describe the machine to all.
 
 Besides the serial ports there are: the exit port; power off as on QEMU (write 0x2000 to port 0x604); reset by
 port 0xCF9 or by the keyboard controller (write 0xFE to port 0x64); and fw_cfg at 0x510 (signature, RAM size, number of

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engine::{Clock, Engine};
 use engine_soft::SoftEngine;
 use machine::devices::SerialOutput;
-use machine::load::{Image, ImageError, Layout, LayoutError, Module};
+use machine::load::{Arguments, Image, ImageError, Layout, LayoutError};
 use machine::memory_map::MemoryMap;
 use machine::{Config, HostClock, Machine};
 use vsm::Observer;
@@ -35,13 +35,8 @@ impl<'a> Guest<'a> {
     ///
     /// # Errors
     /// If the image is bad or something does not fit into memory.
-    pub fn plan(
-        image: &'a [u8],
-        memory: MemoryMap,
-        command_line: &str,
-        modules: &[Module<'a>],
-    ) -> Result<Self, LoadError> {
-        let layout = Layout::plan(&Image::parse(image)?, &memory, command_line, modules)?;
+    pub fn plan(image: &'a [u8], memory: MemoryMap, arguments: &Arguments<'a>) -> Result<Self, LoadError> {
+        let layout = Layout::plan(&Image::parse(image)?, &memory, arguments)?;
         Ok(Self { memory, layout })
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use machine::Outcome;
 use machine::devices::SerialOutput;
-use machine::load::{LayoutError, Module};
+use machine::load::{Arguments, LayoutError, Module};
 use machine::memory_map::MemoryMap;
 
 use crate::Status;
@@ -16,6 +16,9 @@ use crate::console::Console;
 use crate::failure::{self, Failure};
 use crate::guest::{Guest, Host, LoadError, host_memory};
 use crate::narrator::Narrator;
+
+/// What a user may give as a kernel.
+const KERNELS: &str = "give a Linux kernel (bzImage), a PVH kernel, or an ELF64 or multiboot image";
 
 /// Runs the guest until it ends; starts it again when it resets its machine.
 pub fn run(options: &Run) -> Status {
@@ -27,14 +30,24 @@ pub fn run(options: &Run) -> Status {
             format!("{} MiB are more than this host has ({} MiB); give less", size >> 20, host_memory() >> 20);
         return Err(Failure::bad_input("--memory", problem));
     }
-    let kernel = read("--kernel", &options.kernel, "give an ELF64 or multiboot image", u64::MAX)?;
+    let kernel = read("--kernel", &options.kernel, KERNELS, u64::MAX)?;
+    let initramfs = options.initramfs.as_ref().map(|path| {
+        read("--initramfs", path, "give a file that fits into the guest's memory, or more with --memory", size)
+    });
+    let initramfs = initramfs.transpose()?;
     let modules = options.modules.iter().map(|path| {
         let bytes = read("--module", path, "give a file that fits into the guest's memory", size)?;
         Ok((path.to_string_lossy(), bytes))
     });
     let modules = modules.collect::<Result<Vec<_>, Failure>>()?;
     let modules: Vec<_> = modules.iter().map(|(name, bytes)| Module { bytes, string: name }).collect();
-    let guest = Guest::plan(&kernel, memory, &options.cmdline, &modules).map_err(|error| explain(options, error))?;
+    let arguments = Arguments {
+        command_line: &options.cmdline,
+        initramfs: initramfs.as_deref(),
+        modules: &modules,
+        processors: options.platform.cpus,
+    };
+    let guest = Guest::plan(&kernel, memory, &arguments).map_err(|error| explain(options, error))?;
     let serial = open_serial([("--serial", &options.serial), ("--serial2", &options.serial2)])?;
 
     let host = Host::new(&options.platform, options.exit_port.0);
@@ -79,7 +92,24 @@ fn explain(options: &Run, error: LoadError) -> Failure {
     let kernel = format!("--kernel {}", options.kernel.display());
     let mib = options.memory >> 20;
     match error {
-        LoadError::Image(error) => Failure::bad_input(kernel, format!("{error}; give an ELF64 or multiboot image")),
+        LoadError::Image(error) => Failure::bad_input(kernel, format!("{error}; {KERNELS}")),
+        LoadError::Layout(error @ LayoutError::LinuxOutside(_)) => {
+            Failure::bad_input("--memory", format!("{mib} MiB are too little: {error}; give more, such as 512M"))
+        }
+        LoadError::Layout(error @ LayoutError::CommandLine { .. }) => {
+            Failure::bad_input("--cmdline", format!("{error}; give a shorter one"))
+        }
+        LoadError::Layout(error @ LayoutError::Initramfs { .. }) => {
+            let path = options.initramfs.as_deref().unwrap_or(Path::new(""));
+            let option = format!("--initramfs {}", path.display());
+            Failure::bad_input(option, format!("{error}; give more than {mib} MiB with --memory, or a smaller file"))
+        }
+        LoadError::Layout(error @ LayoutError::NoInitramfs) => {
+            Failure::bad_input("--initramfs", format!("{error}; use --module"))
+        }
+        LoadError::Layout(error @ LayoutError::NoModules) => {
+            Failure::bad_input("--module", format!("{error}; use --initramfs"))
+        }
         LoadError::Layout(LayoutError::Module { index, .. }) => {
             let module = options.modules.get(index).map(|path| path.display().to_string()).unwrap_or_default();
             Failure::bad_input(format!("--module {module}"), format!("{error}; give more than {mib} MiB with --memory"))

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use engine::Clock;
+use machine::load::Arguments;
 use machine::memory_map::MemoryMap;
 use machine::{Machine, Outcome};
 use vsm::{Observation, Observer};
@@ -64,7 +65,8 @@ pub fn run(
     mut each: impl FnMut(&dyn Clock, Told),
 ) -> Result<End, Failure> {
     let memory = MemoryMap::new(MEMORY).map_err(Failure::host)?;
-    let guest = Guest::plan(image, memory, command_line, &[]).map_err(Failure::host)?;
+    let arguments = Arguments { command_line, processors: platform.cpus, ..Arguments::default() };
+    let guest = Guest::plan(image, memory, &arguments).map_err(Failure::host)?;
     let host = Host::new(platform, Some(EXIT_PORT));
     let clock = Arc::clone(host.clock());
     let (sender, receiver) = channel();

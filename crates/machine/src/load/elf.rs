@@ -1,11 +1,16 @@
 //! ELF images (System V ABI, "Object Files" and "Program Loading").
 
-use elf::abi::{EM_386, EM_X86_64, ET_DYN, ET_EXEC, PF_X, PT_LOAD};
+use elf::abi::{EM_386, EM_X86_64, ET_DYN, ET_EXEC, PF_X, PT_LOAD, PT_NOTE};
 use elf::endian::LittleEndian;
 use elf::file::Class;
+use elf::note::Note;
 use elf::{ElfBytes, ParseError};
 
 use super::{ImageError, Segment};
+
+/// The note that names a PVH kernel's 32-bit entry point, XEN_ELFNOTE_PHYS32_ENTRY of "Xen" (Xen, docs/misc/pvh.pandoc
+/// and public/elfnote.h).
+const PVH_NOTE: (u64, &[u8]) = (18, b"Xen\0");
 
 /// Whether the file claims to be ELF.
 pub(super) fn is_elf(file: &[u8]) -> bool {
@@ -18,6 +23,8 @@ pub(super) struct Elf<'a> {
     pub segments: Vec<Segment<'a>>,
     /// The physical address of the entry point.
     pub entry: u64,
+    /// The physical address of the PVH entry point, if there is one.
+    pub pvh_entry: Option<u64>,
     /// Whether this is ELF64 for x86-64, else ELF32 for the 80386.
     pub long: bool,
 }
@@ -36,7 +43,13 @@ pub(super) fn parse(file: &[u8]) -> Result<Elf<'_>, ImageError> {
 
     let mut segments = Vec::new();
     let mut entry = None;
+    let mut pvh_entry = None;
     for (index, program) in elf.segments().into_iter().flatten().enumerate() {
+        if program.p_type == PT_NOTE {
+            // Notes that make no sense are nobody's; the image may do without.
+            let notes = elf.segment_data_as_notes(&program).into_iter().flatten();
+            pvh_entry = pvh_entry.or(notes.filter_map(|note| pvh_note(&note)).next());
+        }
         if program.p_type != PT_LOAD || program.p_memsz == 0 {
             continue;
         }
@@ -57,7 +70,19 @@ pub(super) fn parse(file: &[u8]) -> Result<Elf<'_>, ImageError> {
         }
         segments.push(Segment { start: program.p_paddr, size: program.p_memsz, bytes });
     }
-    Ok(Elf { segments, entry: entry.unwrap_or(header.e_entry), long })
+    Ok(Elf { segments, entry: entry.unwrap_or(header.e_entry), pvh_entry, long })
+}
+
+/// The entry point in a PVH note, which has 4 bytes in some kernels and 8 in others.
+fn pvh_note(note: &Note<'_>) -> Option<u64> {
+    let Note::Unknown(note) = note else { return None };
+    if (note.n_type, note.name) != PVH_NOTE {
+        return None;
+    }
+    match *note.desc {
+        [a, b, c, d] | [a, b, c, d, 0, 0, 0, 0] => Some(u32::from_le_bytes([a, b, c, d]).into()),
+        _ => None,
+    }
 }
 
 /// Tells a file that ends too early from one that is wrong.

@@ -38,6 +38,17 @@ impl FreeSpace {
         self.take(&(start..start + size));
         Some(start)
     }
+
+    /// Takes the highest free range of `size` bytes at or above `from` and below `limit`, aligned to a power of two.
+    pub fn allocate_highest(&mut self, size: u64, align: u64, from: u64, limit: u64) -> Option<u64> {
+        let fits = |free: &Range<u64>| {
+            let start = free.end.min(limit).checked_sub(size)? & !(align - 1);
+            (start >= free.start.max(from)).then_some(start)
+        };
+        let start = self.free.iter().rev().find_map(fits)?;
+        self.take(&(start..start + size));
+        Some(start)
+    }
 }
 
 #[cfg(test)]
@@ -59,16 +70,27 @@ mod tests {
         assert_eq!(space.allocate(0x1000, 0x1000, 0, 0x4000), None);
     }
 
+    #[test]
+    fn high_allocations_go_below_the_limit() {
+        let mut space = FreeSpace::new(&MemoryMap::new(5 << 30).unwrap());
+        assert_eq!(space.allocate_highest(0x1800, 0x1000, 0, LIMIT), Some((3 << 30) - 0x2000));
+        assert_eq!(space.allocate_highest(0x1000, 0x1000, 0, LIMIT), Some((3 << 30) - 0x3000));
+        assert_eq!(space.allocate_highest(0x10, 0x10, 0, 0x20_0008), Some(0x1F_FFF0));
+        assert_eq!(space.allocate_highest(0x1000, 0x1000, 0x1F_F000, 0x20_0000), None);
+        assert_eq!(space.allocate_highest(u64::MAX, 1, 0, u64::MAX), None);
+    }
+
     proptest! {
         #[test]
         fn allocations_never_overlap(
-            sizes in prop::collection::vec((1u64..0x40000, 0u32..16, 0u64..0x20_0000), 1..30),
+            sizes in prop::collection::vec((1u64..0x40000, 0u32..16, 0u64..0x20_0000, any::<bool>()), 1..30),
         ) {
             let map = MemoryMap::new(2 << 20).unwrap();
             let mut space = FreeSpace::new(&map);
             let mut taken: Vec<Range<u64>> = Vec::new();
-            for (size, shift, from) in sizes {
-                if let Some(start) = space.allocate(size, 1 << shift, from, LIMIT) {
+            for (size, shift, from, high) in sizes {
+                let place = if high { FreeSpace::allocate_highest } else { FreeSpace::allocate };
+                if let Some(start) = place(&mut space, size, 1 << shift, from, LIMIT) {
                     let range = start..start + size;
                     prop_assert!(start >= from && start % (1 << shift) == 0 && map.contains(&range));
                     prop_assert!(taken.iter().all(|other| other.end <= range.start || range.end <= other.start));

@@ -1,31 +1,35 @@
 //! Loading a guest image: what is in the file, where it goes in memory, and what the guest finds there when it starts.
 //!
-//! Everything here is a pure function over bytes. [`Image::parse`] reads an ELF64 file or a multiboot 1 image;
-//! [`Layout::plan`] finds places for the image, its modules and the data that they are told about; the machine then
-//! writes [`Layout::blocks`] to guest memory.
+//! Everything here is a pure function over bytes. [`Image::parse`] reads a Linux kernel (bzImage), a PVH kernel, an
+//! ELF64 file or a multiboot 1 image; [`Layout::plan`] finds places for the image, what it is started with and the data
+//! that tell it so; the machine then writes [`Layout::blocks`] to guest memory.
 
+mod bzimage;
 mod elf;
 mod free_space;
 mod information;
 mod layout;
+mod linux;
 mod multiboot;
+mod pvh;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 
 pub use free_space::FreeSpace;
-pub use layout::{Block, Layout, LayoutError, Module};
+pub use layout::{Arguments, Block, Layout, LayoutError, Module};
+use linux_loader::loader::bootparam::setup_header;
 
 /// Why a file is not an image that can be loaded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
     /// There is nothing that a loader recognizes.
-    #[error("neither an ELF64 nor a multiboot image")]
+    #[error("neither a Linux kernel (bzImage) nor an ELF64 or multiboot image")]
     Unrecognized,
-    /// ELF32 is only loaded as multiboot.
-    #[error("an ELF32 image without a multiboot header in its first 8 KiB")]
+    /// ELF32 is only loaded as multiboot or PVH.
+    #[error("an ELF32 image without a PVH note, or a multiboot header in its first 8 KiB")]
     Elf32WithoutMultiboot,
     /// The file ends before its headers do.
     #[error("truncated: the file ends inside its headers")]
@@ -33,6 +37,12 @@ pub enum ImageError {
     /// The file ends before a segment does.
     #[error("truncated: the file ends inside segment {0}")]
     TruncatedSegment(usize),
+    /// The file ends before the compressed kernel in it does.
+    #[error("truncated: the file ends inside the compressed kernel")]
+    TruncatedKernel,
+    /// A Linux kernel that cannot be entered in 64-bit mode; its boot protocol's version.
+    #[error("a Linux kernel without a 64-bit entry point (boot protocol {0}.{1:02})")]
+    Linux32(u16, u16),
     /// The ELF headers contradict themselves or the specification.
     #[error("malformed ELF headers: {0}")]
     Malformed(String),
@@ -60,8 +70,8 @@ pub enum ImageError {
     /// The entry point is not in what is loaded.
     #[error("the entry point {0:#x} lies outside all segments")]
     EntryOutside(u64),
-    /// A multiboot kernel is entered in 32-bit mode.
-    #[error("the entry point {0:#x} of a multiboot image lies beyond 4 GiB")]
+    /// Multiboot and PVH kernels are entered in 32-bit mode.
+    #[error("the entry point {0:#x} of a 32-bit image lies beyond 4 GiB")]
     EntryBeyond4GiB(u64),
     /// The multiboot header demands features that this loader lacks.
     #[error("the multiboot header demands unknown features (flags {0:#x})")]
@@ -91,16 +101,25 @@ impl Segment<'_> {
 }
 
 /// The state in which a guest starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Protocol {
+    /// 64-bit mode with the boot parameters of Linux (Linux, Documentation/arch/x86/boot.rst, "64-bit Boot Protocol");
+    /// with the setup header from the file.
+    Linux(LinuxHeader),
+    /// 32-bit protected mode without paging, and start information in EBX (Xen, docs/misc/pvh.pandoc).
+    Pvh,
     /// 32-bit protected mode without paging (Multiboot Specification 3.2).
     Multiboot,
     /// 64-bit mode with the first 4 GiB mapped to themselves; see [`crate::boot`].
     Long,
 }
 
+/// What a Linux kernel says of itself.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LinuxHeader(setup_header);
+
 /// A guest image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Image<'a> {
     /// What is loaded: not empty, sorted by address, not overlapping.
     pub segments: Vec<Segment<'a>>,
@@ -112,29 +131,37 @@ pub struct Image<'a> {
 
 impl<'a> Image<'a> {
     /// Reads an image. A file with a multiboot header is a multiboot image, whether or not it is ELF as well; its
-    /// header's address fields go before the ELF headers (Multiboot Specification 3.1.2).
+    /// header's address fields go before the ELF headers (Multiboot Specification 3.1.2). An ELF file without it, but with
+    /// a PVH note, is a PVH kernel.
     ///
     /// # Errors
     /// If the file is none of the supported formats, or not consistent.
     pub fn parse(file: &'a [u8]) -> Result<Self, ImageError> {
-        let header = multiboot::find(file)?;
-        let addresses = match &header {
-            Some(header) => header.addresses(file)?,
-            None => None,
-        };
-        let (segments, entry) = match addresses {
-            Some((segment, entry)) => (vec![segment], entry),
-            None if elf::is_elf(file) => {
-                let elf = elf::parse(file)?;
-                if header.is_none() && !elf.long {
-                    return Err(ImageError::Elf32WithoutMultiboot);
+        if let Some(linux) = bzimage::parse(file)? {
+            let protocol = Protocol::Linux(LinuxHeader(linux.header));
+            return Self { segments: vec![linux.segment], entry: linux.entry, protocol }.checked();
+        }
+        if let Some(header) = multiboot::find(file)? {
+            let (segments, entry) = match header.addresses(file)? {
+                Some((segment, entry)) => (vec![segment], entry),
+                None if elf::is_elf(file) => {
+                    let elf = elf::parse(file)?;
+                    (elf.segments, elf.entry)
                 }
-                (elf.segments, elf.entry)
-            }
-            None => return Err(ImageError::Unrecognized),
+                None => return Err(ImageError::Unrecognized),
+            };
+            return Self { segments, entry, protocol: Protocol::Multiboot }.checked();
+        }
+        if !elf::is_elf(file) {
+            return Err(ImageError::Unrecognized);
+        }
+        let elf = elf::parse(file)?;
+        let (protocol, entry) = match elf.pvh_entry {
+            Some(entry) => (Protocol::Pvh, entry),
+            None if elf.long => (Protocol::Long, elf.entry),
+            None => return Err(ImageError::Elf32WithoutMultiboot),
         };
-        let protocol = if header.is_some() { Protocol::Multiboot } else { Protocol::Long };
-        Self { segments, entry, protocol }.checked()
+        Self { segments: elf.segments, entry, protocol }.checked()
     }
 
     fn checked(mut self) -> Result<Self, ImageError> {
@@ -153,7 +180,8 @@ impl<'a> Image<'a> {
         if !self.segments.iter().any(|segment| segment.range().contains(&self.entry)) {
             return Err(ImageError::EntryOutside(self.entry));
         }
-        if self.protocol == Protocol::Multiboot && self.entry > u64::from(u32::MAX) {
+        let entered_in_32_bit_mode = matches!(self.protocol, Protocol::Multiboot | Protocol::Pvh);
+        if entered_in_32_bit_mode && self.entry > u64::from(u32::MAX) {
             return Err(ImageError::EntryBeyond4GiB(self.entry));
         }
         Ok(self)

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::boot::Start;
 use crate::memory_map::MemoryMap;
 
 const MIB: u64 = 1 << 20;
@@ -235,9 +236,10 @@ fn the_information_structure_describes_memory_modules_and_command_line() {
     let image = Image::parse(&file).unwrap();
     let map = MemoryMap::new(5 << 30).unwrap();
     let modules = [Module { bytes: &[1; 5000], string: "first" }, Module { bytes: &[2; 10], string: "second" }];
-    let layout = Layout::plan(&image, &map, "console=ttyS0 quiet", &modules).unwrap();
+    let arguments = Arguments { command_line: "console=ttyS0 quiet", modules: &modules, ..Arguments::default() };
+    let layout = Layout::plan(&image, &map, &arguments).unwrap();
 
-    let at = layout.information;
+    let Start::Multiboot { information: at } = layout.start else { panic!("not multiboot") };
     let block = layout.blocks.iter().find(|block| block.start == at).unwrap();
     let field = |offset: u64| word(block, at + offset);
     assert_eq!(field(0), 1 << 0 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 9);
@@ -268,7 +270,8 @@ fn what_does_not_fit_is_told() {
     let file = ElfFile::elf64().bytes();
     let image = Image::parse(&file).unwrap();
     let plan = |bytes, modules: &[Module<'_>]| {
-        Layout::plan(&image, &MemoryMap::new(bytes).unwrap(), "", modules).map(|_| ()).unwrap_err()
+        let arguments = Arguments { modules, ..Arguments::default() };
+        Layout::plan(&image, &MemoryMap::new(bytes).unwrap(), &arguments).map(|_| ()).unwrap_err()
     };
     assert_eq!(plan(MIB, &[]), LayoutError::SegmentOutside(0x10_0000..0x10_2000));
     let large = vec![0; 2 << 20];
@@ -281,7 +284,7 @@ fn what_does_not_fit_is_told() {
     low.entry = 0;
     let low = low.bytes();
     let low = Image::parse(&low).unwrap();
-    let error = Layout::plan(&low, &MemoryMap::new(0x4000).unwrap(), "", &[]).unwrap_err();
+    let error = Layout::plan(&low, &MemoryMap::new(0x4000).unwrap(), &Arguments::default()).unwrap_err();
     assert_eq!(error, LayoutError::BootData);
 }
 
@@ -303,9 +306,15 @@ fn any_program() -> impl Strategy<Value = Program> {
 fn load(file: &[u8]) -> Result<(), TestCaseError> {
     let map = MemoryMap::new(16 << 20).unwrap();
     let Ok(image) = Image::parse(file) else { return Ok(()) };
-    let Ok(layout) = Layout::plan(&image, &map, "x", &[Module { bytes: b"module", string: "y" }]) else {
-        return Ok(());
+    let module = Module { bytes: b"module", string: "y" };
+    let initramfs = [7; 5000];
+    let arguments = match image.protocol {
+        Protocol::Linux(_) => Arguments { initramfs: Some(&initramfs), ..Arguments::default() },
+        Protocol::Pvh => Arguments { initramfs: Some(&initramfs), modules: &[module], ..Arguments::default() },
+        Protocol::Multiboot | Protocol::Long => Arguments { modules: &[module], ..Arguments::default() },
     };
+    let arguments = Arguments { command_line: "x", processors: 1, ..arguments };
+    let Ok(layout) = Layout::plan(&image, &map, &arguments) else { return Ok(()) };
     let mut ranges: Vec<_> =
         layout.blocks.iter().map(|block| block.start..block.start + block.bytes.len() as u64).collect();
     ranges.sort_by_key(|range| range.start);

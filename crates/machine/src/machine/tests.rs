@@ -16,7 +16,7 @@ use vsm::{Disposition, Observation, Observed};
 use zerocopy::IntoBytes;
 
 use super::*;
-use crate::load::{Image, Protocol, Segment};
+use crate::load::{Arguments, Image, Protocol, Segment};
 use crate::{Cause, HostClock};
 
 const LOAD: u64 = 0x20_0000;
@@ -30,7 +30,7 @@ fn machine(vps: u32, observer: Option<Arc<dyn Observer>>) -> (Machine, Arc<dyn E
     let memory = MemoryMap::new(8 << 20).unwrap();
     let segments = vec![Segment { start: LOAD, size: 0x1000, bytes: b"\xF4" }];
     let image = Image { segments, entry: LOAD, protocol: Protocol::Long };
-    let layout = Layout::plan(&image, &memory, "", &[]).unwrap();
+    let layout = Layout::plan(&image, &memory, &Arguments::default()).unwrap();
     let engine: Arc<dyn Engine> = Arc::new(FakeEngine::new(memory.ram()));
     let config = Config {
         rules: vsm::Config { vps, ram: memory.ram().to_vec(), ..vsm::Config::default() },
