@@ -42,6 +42,7 @@ impl SoftEngine {
             max_vps: 64,
             max_vtls: 16,
             physical_address_bits: x86::PHYSICAL_ADDRESS_BITS,
+            hypercall_port: None,
         };
         Ok(Self { capabilities, ram: Arc::new(Ram::new(ram)?), overlays: Arc::default(), clock })
     }

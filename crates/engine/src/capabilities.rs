@@ -37,6 +37,9 @@ pub struct Capabilities {
     pub max_vtls: u8,
     /// Guest physical addresses are below 2 to the power of this.
     pub physical_address_bits: u8,
+    /// VMCALL and VMMCALL do not leave the guest; OUT of EAX to this port does, so that hypercall pages can use it. No
+    /// device has the port.
+    pub hypercall_port: Option<u8>,
 }
 
 impl Capabilities {

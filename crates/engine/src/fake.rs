@@ -100,6 +100,7 @@ impl FakeEngine {
             max_vps: 64,
             max_vtls: 16,
             physical_address_bits: 46,
+            hypercall_port: None,
         };
         Self::with_capabilities(ranges, capabilities)
     }

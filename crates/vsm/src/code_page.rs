@@ -7,7 +7,14 @@
 
 use engine::PAGE_SIZE;
 
-use crate::EntryInstruction;
+/// How code in the hypercall page reaches the hypervisor (TLFS 3.13: the page abstracts the instruction).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EntryInstruction {
+    /// VMCALL, which engines report as [`engine::Exit::Hypercall`].
+    Vmcall,
+    /// OUT of EAX to this port, for engines on which VMCALL does not leave the guest.
+    Port(u8),
+}
 
 /// Added to the control input of a VTL switch: the reserved bits 30:27 of a hypercall input value (TLFS 3.7).
 const MARK: u32 = 0x7800_0000;
@@ -34,9 +41,23 @@ impl EntryInstruction {
     fn bytes(self) -> ([u8; 3], usize) {
         match self {
             Self::Vmcall => ([0x0F, 0x01, 0xC1], 3),
-            Self::Port(port) => ([0xE7, port, 0], 2),
+            Self::Port(port) => ([0xE7, port, 0], PORT_ENTRY_BYTES.into()),
         }
     }
+}
+
+/// The length of [`EntryInstruction::Port`].
+pub(crate) const PORT_ENTRY_BYTES: u8 = 2;
+
+/// Whether a page has the entry instruction at `offset`.
+pub(crate) const fn is_entry(offset: u16) -> bool {
+    const MARKED: u16 = (MARK_64.len() + size_of_val(&MARK)) as u16;
+    const MARKED_32: u16 = (MARK_32.len() + size_of_val(&MARK)) as u16;
+    const CALL_64: u16 = VTL_CALL_64 + MARKED;
+    const RETURN_64: u16 = VTL_RETURN_64 + MARKED;
+    const CALL_32: u16 = VTL_CALL_32 + MARKED_32;
+    const RETURN_32: u16 = VTL_RETURN_32 + MARKED_32;
+    matches!(offset, 0 | CALL_64 | RETURN_64 | CALL_32 | RETURN_32)
 }
 
 /// Writes a hypercall page.
@@ -115,6 +136,16 @@ mod tests {
                 assert_eq!(page[usize::from(at)..][..3], [0x0F, 0x01, 0xC1]);
             }
         }
+    }
+
+    #[test]
+    fn entries_are_where_the_instruction_is() {
+        let page = contents(EntryInstruction::Port(0x7E));
+        let found: Vec<_> = (0..PAGE_SIZE as u16).filter(|&at| is_entry(at)).collect();
+        let there: Vec<_> =
+            (0..PAGE_SIZE as u16 - 1).filter(|&at| page[usize::from(at)..][..2] == [0xE7, 0x7E]).collect();
+        assert_eq!(found, there);
+        assert_eq!(found.len(), 5);
     }
 
     #[test]

@@ -34,18 +34,6 @@ pub struct Config {
     pub tsc_deadline: bool,
     /// Privileges that the guest does not get although the rules implement them.
     pub withheld: PartitionPrivileges,
-    /// The instruction by which hypercall pages leave the guest.
-    pub entry: EntryInstruction,
-}
-
-/// How code in the hypercall page reaches the hypervisor (TLFS 3.13: the page abstracts the instruction).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum EntryInstruction {
-    /// VMCALL, which engines report as [`engine::Exit::Hypercall`].
-    #[default]
-    Vmcall,
-    /// OUT of EAX to this port, for engines on which VMCALL does not leave the guest.
-    Port(u8),
 }
 
 /// One VP, VTL0 to VTL2, no RAM.
@@ -60,7 +48,6 @@ impl Default for Config {
             x2apic: true,
             tsc_deadline: true,
             withheld: PartitionPrivileges::new(),
-            entry: EntryInstruction::default(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use engine::{Completion, Exit};
 use tlfs::Vtl;
 
+use crate::code_page::PORT_ENTRY_BYTES;
 use crate::msr::MsrError;
 use crate::{Error, Vp};
 
@@ -43,6 +44,9 @@ impl Vp {
     fn act(&mut self, exit: Exit, other: Option<&mut Self>, now: u64) -> Result<Disposition, Error> {
         match exit {
             Exit::Hypercall { length } => return self.hypercall(length, other, now),
+            Exit::IoWrite { port, .. } if self.enters_by_port(port, other.is_some()) => {
+                return self.hypercall(PORT_ENTRY_BYTES, other, now);
+            }
             Exit::ReadMsr { index } => {
                 let completion = match self.read_msr(self.active_vtl(), index, now) {
                     Ok(value) => Completion::Value(value),

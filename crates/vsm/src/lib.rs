@@ -33,7 +33,7 @@ mod testing;
 mod translate;
 mod vp;
 
-pub use config::{Config, EntryInstruction, Profile};
+pub use config::{Config, Profile};
 pub use error::Error;
 pub use exit::Disposition;
 pub use observe::{Observation, Observed, Observer, SwitchReason};

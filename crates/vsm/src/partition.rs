@@ -8,6 +8,7 @@ use engine::{Access, AddressSpace, Engine, OverlayPage};
 use tlfs::cpuid::PartitionPrivileges;
 use tlfs::{Vtl, VtlSet};
 
+use crate::code_page::EntryInstruction;
 use crate::inbox::Inbox;
 use crate::overlay::PlacedPage;
 use crate::protections::Protections;
@@ -141,6 +142,11 @@ impl Partition {
         self.physical_address_bits
     }
 
+    /// The instruction by which hypercall pages leave the guest.
+    pub(crate) fn entry_instruction(&self) -> EntryInstruction {
+        self.engine.capabilities().hypercall_port.map_or(EntryInstruction::Vmcall, EntryInstruction::Port)
+    }
+
     /// The VTLs enabled for the partition.
     #[must_use]
     pub fn enabled_vtls(&self) -> VtlSet {
@@ -234,7 +240,7 @@ impl Partition {
         let space = self.engine.create_space(vtl.number())?;
         protections.bind(vtl, &*space)?;
         let placed = PlacedPage::new(&*space, Access::READ | Access::EXECUTE)?;
-        placed.page().write(0, &code_page::contents(self.config.entry));
+        placed.page().write(0, &code_page::contents(self.entry_instruction()));
         let reference_tsc = PlacedPage::new(&*space, Access::READ)?;
         let state = PartitionVtl {
             space,

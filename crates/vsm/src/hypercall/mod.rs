@@ -4,6 +4,7 @@
 mod convention;
 mod definition;
 mod parser;
+mod port;
 mod start;
 #[cfg(test)]
 mod tests;
@@ -200,7 +201,7 @@ struct SwitchRequest {
 }
 
 impl Vp {
-    /// Acts on a VMCALL of `length` bytes.
+    /// Acts on a VMCALL, or what stands for it, of `length` bytes.
     pub(crate) fn hypercall(&mut self, length: u8, other: Option<&mut Self>, now: u64) -> Result<Disposition, Error> {
         let vtl = self.active_vtl();
         let enabled = self.partition.hypercalls_enabled(vtl);

@@ -401,6 +401,7 @@ fn what_the_engine_cannot_enforce_is_refused() {
         max_vps: 1,
         max_vtls: 2,
         physical_address_bits: 40,
+        hypercall_port: None,
     };
     let mut guest = protecting_on(FakeEngine::with_capabilities(&[RAM], capabilities), Config::default());
     // Nothing at all, and anything that can be executed, is fine; readable but not executable is not.
