@@ -37,7 +37,11 @@ impl Vp {
         if let Some(to) = denier(self.enabled_vtls()) {
             let message = self.message(from, fault);
             self.partition.observe(self.index(), from, now, Observed::MemoryIntercept { to, fault: *fault });
-            self.post_intercept(to, Box::new(Message::new(MessageType::GpaIntercept, PartitionId::SELF.0, &message)));
+            self.post_intercept(
+                to,
+                Box::new(Message::new(MessageType::GpaIntercept, PartitionId::SELF.0, &message)),
+                now,
+            );
         } else if denier(self.partition.enabled_vtls()).is_some() {
             // Whoever forbids it is enabled in the partition, but not on this VP, so that nobody can be told.
             return Ok(self.refuse());

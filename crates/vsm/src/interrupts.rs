@@ -2,13 +2,13 @@
 
 use std::num::NonZeroU64;
 
-use chipset::local_apic::{Config, Effect, GeneralProtection, Interrupt};
+use chipset::local_apic::{Config, Effect, GeneralProtection};
 use chipset::{LocalApic, Rate};
 use engine::{Completion, Event, Exit, PAGE_SIZE};
 use tlfs::msr;
 
 use crate::msr::MsrError;
-use crate::synic::{Delivered, Synic};
+use crate::synic::Synic;
 use crate::vp::VtlState;
 use crate::{Partition, Platform, Vp, Vtl};
 
@@ -147,7 +147,7 @@ impl Vp {
         let state = self.state_mut(vtl).ok_or(MsrError::Fault)?;
         let effect = state.write_apic_msr(index, value, now)?;
         if matches!(index, msr::EOI | X2APIC_EOI) {
-            self.deliver_messages(vtl);
+            self.deliver_messages(vtl, now);
         }
         self.act_on(vtl, effect);
         Ok(())
@@ -169,7 +169,7 @@ impl Vp {
                 let effect = state.apic.write_page(offset, data, now);
                 state.show_task_priority();
                 if offset == EOI_OFFSET {
-                    self.deliver_messages(vtl);
+                    self.deliver_messages(vtl, now);
                 }
                 self.act_on(vtl, effect);
             }
@@ -192,18 +192,11 @@ impl Vp {
         }
     }
 
-    /// Requests the interrupts of SINTs that got a message. If the APIC is disabled they are lost (TLFS 11.1.1).
-    pub(crate) fn interrupt(&mut self, vtl: Vtl, delivered: Delivered) {
-        if let Some(VtlState { synic, apic, .. }) = self.state_mut(vtl) {
-            synic.vectors(delivered).for_each(|vector| apic.deliver(Interrupt::fixed(vector)));
-        }
-    }
-
     /// When the VP must be entered again at the latest because a timer expires, in ticks of the clock; in the past if
     /// one is due.
     #[must_use]
     pub fn next_deadline(&self, now: u64) -> Option<u64> {
-        self.states().filter_map(|state| state.apic.next_deadline(now)).min()
+        self.states().flat_map(|state| [state.apic.next_deadline(now), state.timers.deadline()]).flatten().min()
     }
 }
 

@@ -30,6 +30,7 @@ mod switch;
 mod synic;
 #[cfg(test)]
 mod testing;
+mod timers;
 mod translate;
 mod vp;
 

@@ -57,6 +57,7 @@ impl Vp {
             msr::SIMP => state.synic.simp.register(),
             msr::EOM => 0,
             msr::VSM_CAPABILITIES => partition.vsm_capabilities().into(),
+            msr::STIMER0_CONFIG..=msr::STIMER3_COUNT => state.timers.read(index),
             msr::SINT0..=msr::SINT15 => state.synic.sint((index - msr::SINT0) as usize).ok_or(MsrError::Fault)?.into(),
             _ if owns_msr(index) => return state.read_apic_msr(index, now),
             _ => return self.platform.read(index, now).ok_or(MsrError::Fault),
@@ -67,7 +68,7 @@ impl Vp {
     pub(crate) fn write_msr(&mut self, vtl: Vtl, index: u32, value: u64, now: u64) -> Result<(), MsrError> {
         self.check_privilege(index)?;
         let bits = self.partition.physical_address_bits();
-        let state = self.state_mut(vtl).ok_or(MsrError::Fault)?;
+        let (state, partition) = self.state_in_partition(vtl).ok_or(MsrError::Fault)?;
         match index {
             msr::GUEST_OS_ID => self.partition.set_guest_os_id(vtl, value)?,
             msr::HYPERCALL => self.partition.set_hypercall_msr(vtl, HypercallMsr::from(value))?,
@@ -75,19 +76,20 @@ impl Vp {
             msr::VP_ASSIST_PAGE => state.assist.place(&*state.space, value, bits)?,
             msr::SCONTROL => {
                 state.synic.set_control(Scontrol::from(value));
-                self.deliver_messages(vtl);
+                self.deliver_messages(vtl, now);
             }
             msr::SIEFP => state.synic.siefp.place(&*state.space, value, bits)?,
             msr::SIMP => {
                 state.synic.simp.place(&*state.space, value, bits)?;
-                self.deliver_messages(vtl);
+                self.deliver_messages(vtl, now);
             }
-            msr::EOM => self.deliver_messages(vtl),
+            msr::EOM => self.deliver_messages(vtl, now),
             msr::SINT0..=msr::SINT15 => {
                 if !state.synic.set_sint((index - msr::SINT0) as usize, Sint::from(value)) {
                     return Err(MsrError::Fault);
                 }
             }
+            msr::STIMER0_CONFIG..=msr::STIMER3_COUNT => state.write_timer(index, value, &partition.time, now),
             msr::VP_INDEX
             | msr::TIME_REF_COUNT
             | msr::TSC_FREQUENCY
@@ -117,6 +119,7 @@ impl Vp {
             msr::VSM_CAPABILITIES => needed.with_access_vsm(true),
             msr::EOI | msr::ICR | msr::TPR => needed.with_access_intr_ctrl_regs(true),
             msr::SCONTROL..=msr::EOM | msr::SINT0..=msr::SINT15 => needed.with_access_synic_regs(true),
+            msr::STIMER0_CONFIG..=msr::STIMER3_COUNT => needed.with_access_synthetic_timer_regs(true),
             _ => return Ok(()),
         };
         if self.partition.grants(needed) { Ok(()) } else { Err(MsrError::Fault) }

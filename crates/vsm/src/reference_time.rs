@@ -55,7 +55,7 @@ impl ReferenceClock {
     /// The reference time, in 100 ns, when the clock shows `now`.
     pub(crate) fn time(&self, now: u64) -> u64 {
         let bias = self.bias.load(Ordering::Acquire);
-        let units = u128::from(now.wrapping_add(bias)) * u128::from(self.scale) >> 64;
+        let units = (u128::from(now.wrapping_add(bias)) * u128::from(self.scale)) >> 64;
         (units as u64).wrapping_add_signed(self.offset(bias))
     }
 
@@ -71,7 +71,7 @@ impl ReferenceClock {
     /// What the formula adds if the TSC is ahead of the clock by `bias`.
     fn offset(&self, bias: u64) -> i64 {
         // Below 2^63 in magnitude, because the scale is below 2^64.
-        -(i128::from(bias as i64) * i128::from(self.scale) >> 64) as i64
+        -((i128::from(bias as i64) * i128::from(self.scale)) >> 64) as i64
     }
 
     /// The TSC of a VP is ahead of the clock by `offset`; `pages` are to be changed where the formula changes.
@@ -146,7 +146,7 @@ mod tests {
 
     /// TLFS 12.7.3.
     fn compute(page: &ReferenceTscPage, tsc: u64) -> u64 {
-        ((u128::from(tsc) * u128::from(page.tsc_scale) >> 64) as u64).wrapping_add_signed(page.tsc_offset)
+        (((u128::from(tsc) * u128::from(page.tsc_scale)) >> 64) as u64).wrapping_add_signed(page.tsc_offset)
     }
 
     #[test]

@@ -28,9 +28,11 @@ impl Vp {
         }
         self.collect();
         // The timers of VTLs that do not run go on.
-        for state in self.states_mut() {
+        let (states, partition) = self.states_in_partition();
+        for state in states {
             state.take_task_priority();
             state.apic.advance(now);
+            state.advance_timers(&partition.time, now);
         }
         if let Some((vtl, reason)) = self.due_above() {
             self.enter_vtl(vtl, reason, now);
@@ -59,20 +61,12 @@ impl Vp {
 
     /// Tells a higher VTL of an intercept (TLFS 15.13): its message goes to SINT0 when the slot is free, and the VTL is
     /// made runnable.
-    pub(crate) fn post_intercept(&mut self, to: Vtl, message: Box<Message>) {
-        if let Some(state) = self.state_mut(to) {
+    pub(crate) fn post_intercept(&mut self, to: Vtl, message: Box<Message>, now: u64) {
+        if let Some((state, partition)) = self.state_in_partition(to) {
             state.intercept_pending = true;
             state.halted = false;
-            let delivered = state.synic.post_intercept(message);
-            self.interrupt(to, delivered);
-        }
-    }
-
-    /// Moves waiting messages of a VTL into slots that became free.
-    pub(crate) fn deliver_messages(&mut self, vtl: Vtl) {
-        if let Some(state) = self.state_mut(vtl) {
-            let delivered = state.synic.deliver();
-            self.interrupt(vtl, delivered);
+            state.synic.post_intercept(message);
+            state.deliver_messages(&partition.time, now);
         }
     }
 }

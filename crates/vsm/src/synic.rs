@@ -3,12 +3,16 @@
 use std::collections::VecDeque;
 use std::mem::offset_of;
 
-use engine::{Access, AddressSpace, EngineError};
-use tlfs::message::{MESSAGE_SIZE, Message, MessageFlags, MessageHeader, MessageType};
+use chipset::local_apic::Interrupt;
+use engine::{Access, AddressSpace, EngineError, OverlayPage};
+use tlfs::Vtl;
+use tlfs::message::{MESSAGE_SIZE, Message, MessageFlags, MessageHeader, MessageType, TimerExpired};
 use tlfs::msr::{SINT_COUNT, Scontrol, Sint};
 use zerocopy::IntoBytes;
 
 use crate::overlay::PlacedPage;
+use crate::reference_time::ReferenceClock;
+use crate::vp::{Vp, VtlState};
 
 /// The SINT that intercept messages arrive at (TLFS 11.9).
 pub(crate) const INTERCEPT_SINT: usize = 0;
@@ -25,11 +29,37 @@ const MESSAGE_PENDING: u32 = {
 /// A message that waits for its slot.
 struct Queued {
     sint: usize,
-    message: Box<Message>,
+    content: Content,
 }
 
-/// SINTs that got a message, a bit each; their interrupts are to be requested.
-pub(crate) type Delivered = u16;
+impl Queued {
+    /// The message, if it is for SINT0 and thus an intercept's, or from others, which guests do not mix with them.
+    fn intercept(&mut self) -> Option<&mut Box<Message>> {
+        match &mut self.content {
+            Content::Ready(message) if self.sint == INTERCEPT_SINT => Some(message),
+            _ => None,
+        }
+    }
+}
+
+/// What a message says.
+enum Content {
+    Ready(Box<Message>),
+    /// A timer expired at this reference time. When it is told is known when it is.
+    Timer {
+        timer: usize,
+        expiration: u64,
+    },
+}
+
+/// What came into slots, a bit each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Delivered {
+    /// SINTs that got a message; their interrupts are to be requested.
+    pub(crate) sints: u16,
+    /// Timers whose message buffer is free again.
+    pub(crate) timers: u8,
+}
 
 /// The controller's registers, its message page and the messages that wait for a slot.
 pub(crate) struct Synic {
@@ -86,34 +116,40 @@ impl Synic {
         self.sints.iter().any(|sint| sint.auto_eoi() && !sint.masked() && sint.vector() == vector)
     }
 
-    /// Sends a message, now or when its slot is free.
-    pub(crate) fn post(&mut self, sint: usize, message: Box<Message>) -> Delivered {
-        self.queue.push_back(Queued { sint, message });
-        self.deliver()
+    /// Queues a message, to be delivered.
+    pub(crate) fn post(&mut self, sint: usize, message: Box<Message>) {
+        self.queue.push_back(Queued { sint, content: Content::Ready(message) });
     }
 
-    /// Sends an intercept message. An access that was tried again while its message still waits is not told of twice,
+    /// Queues the message of a timer, which has none in the queue.
+    pub(crate) fn post_timer(&mut self, sint: usize, timer: usize, expiration: u64) {
+        self.queue.push_back(Queued { sint, content: Content::Timer { timer, expiration } });
+    }
+
+    /// Takes the message of a timer back, if it waits still.
+    pub(crate) fn withdraw_timer(&mut self, timer: usize) {
+        self.queue.retain(|queued| !matches!(queued.content, Content::Timer { timer: other, .. } if other == timer));
+    }
+
+    /// Queues an intercept message. An access that was tried again while its message still waits is not told of twice,
     /// and messages for a VTL that never takes any do not pile up: beyond a limit the newest makes way, which is not
     /// lost, because what it tells of happens again when the intercepted VTL runs.
-    pub(crate) fn post_intercept(&mut self, message: Box<Message>) -> Delivered {
-        let waiting = self.queue.iter().filter(|queued| queued.sint == INTERCEPT_SINT).count();
-        let newest = self.queue.iter_mut().rfind(|queued| queued.sint == INTERCEPT_SINT);
-        match newest {
-            Some(newest) if waiting >= INTERCEPTS || newest.message == message => {
-                newest.message = message;
-                self.deliver()
-            }
+    pub(crate) fn post_intercept(&mut self, message: Box<Message>) {
+        let waiting = self.queue.iter_mut().filter_map(Queued::intercept).count();
+        match self.queue.iter_mut().rev().find_map(Queued::intercept) {
+            Some(newest) if waiting >= INTERCEPTS || *newest == message => *newest = message,
             _ => self.post(INTERCEPT_SINT, message),
         }
     }
 
     /// Moves waiting messages into slots that are empty (TLFS 11.1.1: when another message is queued, at an end of
-    /// interrupt and at an end of message).
-    pub(crate) fn deliver(&mut self) -> Delivered {
+    /// interrupt and at an end of message). `time` is the reference time.
+    pub(crate) fn deliver(&mut self, time: impl Fn() -> u64) -> Delivered {
+        let mut delivered = Delivered::default();
         if self.queue.is_empty() || !self.control.enable() || !self.simp.enabled() {
-            return 0;
+            return delivered;
         }
-        let (mut delivered, mut blocked) = (0, 0);
+        let mut blocked = 0;
         let page = self.simp.page();
         self.queue.retain(|queued| {
             let (bit, slot) = (1 << queued.sint, queued.sint * MESSAGE_SIZE);
@@ -125,27 +161,62 @@ impl Synic {
                 page.fetch_or(slot + AFTER_TYPE, MESSAGE_PENDING);
                 return true;
             }
-            // The type comes last: it hands the slot over.
-            let (kind, rest) = queued.message.as_bytes().split_at(AFTER_TYPE);
-            page.write(slot + AFTER_TYPE, rest);
-            page.write(slot, kind);
-            delivered |= bit;
+            match &queued.content {
+                Content::Ready(message) => fill(page, slot, message),
+                &Content::Timer { timer, expiration } => {
+                    delivered.timers |= 1 << timer;
+                    fill(page, slot, &timer_message(timer, expiration, time()));
+                }
+            }
+            delivered.sints |= bit;
             false
         });
         delivered
     }
 
-    /// Messages that wait for a slot.
+    /// Messages that wait for a slot of SINT0's, which are intercepts or come from others.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn waiting(&self) -> usize {
-        self.queue.len()
+        self.queue.iter().filter(|queued| queued.sint == INTERCEPT_SINT).count()
     }
 
-    /// The vectors of the SINTs in `delivered` that interrupt: those neither masked nor polled (TLFS 11.8.5).
-    pub(crate) fn vectors(&self, delivered: Delivered) -> impl Iterator<Item = u8> {
+    /// The vectors of these SINTs that interrupt: those neither masked nor polled (TLFS 11.8.5).
+    pub(crate) fn vectors(&self, among: u16) -> impl Iterator<Item = u8> {
         let sints = self.sints.iter().enumerate();
         sints
-            .filter(move |(index, sint)| delivered & 1 << index != 0 && !sint.masked() && !sint.polling())
+            .filter(move |(index, sint)| among & 1 << index != 0 && !sint.masked() && !sint.polling())
             .map(|(_, sint)| sint.vector())
+    }
+}
+
+/// Fills an empty slot. The type comes last: it hands the slot over.
+fn fill(page: &dyn OverlayPage, slot: usize, message: &Message) {
+    let (kind, rest) = message.as_bytes().split_at(AFTER_TYPE);
+    page.write(slot + AFTER_TYPE, rest);
+    page.write(slot, kind);
+}
+
+/// HV_TIMER_MESSAGE_PAYLOAD in its message, which comes from nobody (TLFS 11.10.4, 13.3.1).
+fn timer_message(timer: usize, expiration_time: u64, delivery_time: u64) -> Message {
+    let payload = TimerExpired { timer_index: timer as u32, reserved: 0, expiration_time, delivery_time };
+    Message::new(MessageType::TimerExpired, 0, &payload)
+}
+
+impl VtlState {
+    /// Delivers messages that wait, and requests the interrupts of the SINTs that got one. If the APIC is disabled they
+    /// are lost (TLFS 11.1.1).
+    pub(crate) fn deliver_messages(&mut self, clock: &ReferenceClock, now: u64) {
+        let delivered = self.synic.deliver(|| clock.time(now));
+        self.synic.vectors(delivered.sints).for_each(|vector| self.apic.deliver(Interrupt::fixed(vector)));
+        self.timers.release(delivered.timers);
+    }
+}
+
+impl Vp {
+    /// Moves waiting messages of a VTL into slots that became free.
+    pub(crate) fn deliver_messages(&mut self, vtl: Vtl, now: u64) {
+        if let Some((state, partition)) = self.state_in_partition(vtl) {
+            state.deliver_messages(&partition.time, now);
+        }
     }
 }

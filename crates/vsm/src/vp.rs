@@ -11,6 +11,7 @@ use crate::overlay::PlacedPage;
 use crate::platform_msr::PlatformMsrs;
 use crate::registers::VtlRegisters;
 use crate::synic::Synic;
+use crate::timers::Timers;
 use crate::{Error, Partition, interrupts};
 
 /// A virtual processor. It belongs to the thread that runs it.
@@ -39,6 +40,7 @@ pub(crate) struct VtlState {
     pub(crate) assist: PlacedPage,
     pub(crate) synic: Synic,
     pub(crate) apic: LocalApic,
+    pub(crate) timers: Timers,
     pub(crate) registers: VtlRegisters,
     /// The VTL was entered and has not returned yet; always set for VTL0.
     pub(crate) entered: bool,
@@ -86,6 +88,7 @@ impl Vp {
             assist: PlacedPage::new(&**space, Access::all())?,
             synic: Synic::new(&**space)?,
             apic,
+            timers: Timers::default(),
             registers: VtlRegisters::default(),
             entered: false,
             intercept_pending: false,
@@ -167,11 +170,6 @@ impl Vp {
         self.vtls.iter().filter_map(Option::as_deref)
     }
 
-    /// As [`Self::states`], to be changed.
-    pub(crate) fn states_mut(&mut self) -> impl Iterator<Item = &mut VtlState> {
-        self.vtls.iter_mut().filter_map(Option::as_deref_mut)
-    }
-
     pub(crate) fn active(&self) -> &VtlState {
         self.state(self.active).expect("the active VTL is enabled")
     }
@@ -180,10 +178,19 @@ impl Vp {
         self.state_mut(self.active).expect("the active VTL is enabled")
     }
 
+    /// The state of a VTL together with the partition; `None` if it is not enabled.
+    pub(crate) fn state_in_partition(&mut self, vtl: Vtl) -> Option<(&mut VtlState, &Partition)> {
+        Some((self.vtls[vtl.index()].as_deref_mut()?, &self.partition))
+    }
+
     /// The active VTL's state together with the partition.
     pub(crate) fn active_in_partition(&mut self) -> (&mut VtlState, &Partition) {
-        let state = self.vtls[self.active.index()].as_deref_mut();
-        (state.expect("the active VTL is enabled"), &self.partition)
+        self.state_in_partition(self.active).expect("the active VTL is enabled")
+    }
+
+    /// The states of all VTLs that are enabled together with the partition.
+    pub(crate) fn states_in_partition(&mut self) -> (impl Iterator<Item = &mut VtlState>, &Partition) {
+        (self.vtls.iter_mut().filter_map(Option::as_deref_mut), &self.partition)
     }
 
     /// Makes an enabled VTL the active one.

@@ -1,5 +1,5 @@
 //! The table of registers. Names that are not here belong to processor features or facilities that are not offered, such
-//! as shadow stacks, tracing, performance counters and synthetic timers: the guest has no such register.
+//! as shadow stacks, tracing and performance counters: the guest has no such register.
 
 use engine::registers::{CS, RSP};
 use tlfs::RegisterName as Name;
@@ -401,6 +401,8 @@ pub(super) static REGISTERS: &[Register] = &[
     msr(Name::Sifp, Scope::Private, msr::SIEFP).reset(0),
     msr(Name::Sipp, Scope::Private, msr::SIMP).reset(0),
     msr(Name::Eom, Scope::Private, msr::EOM).kind(Kind::Derived),
+    // Configurations and counts alternate. What the timers count is not saved by them.
+    msrs(Name::Stimer0Config, 8, Scope::Private, msr::STIMER0_CONFIG, 1).kind(Kind::Derived).reset(0),
     read_only(Name::VsmCodePageOffsets, Scope::Partition, |view, _| Ok(vsm::code_page_offsets(view).into())),
     read_only(Name::VsmVpStatus, Scope::Shared, |view, _| Ok(vsm::vp_status(view).into())),
     read_only(Name::VsmPartitionStatus, Scope::Partition, |view, _| Ok(vsm::partition_status(view).into())),

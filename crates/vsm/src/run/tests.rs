@@ -17,7 +17,7 @@ fn enable_synic(guest: &mut Guest, sint: u64) {
 }
 
 fn post(guest: &mut Guest, level: u8, number: u64) {
-    guest.vps[0].post_intercept(vtl(level), Box::new(Message::new(MessageType::GpaIntercept, 0, &number)));
+    guest.vps[0].post_intercept(vtl(level), Box::new(Message::new(MessageType::GpaIntercept, 0, &number)), 0);
 }
 
 /// The number of the message in SINT0's slot, and whether another one waits.

@@ -283,7 +283,7 @@ fn enable_synic(guest: &mut Guest, sint: u64) {
 
 fn post(guest: &mut Guest, level: u8, number: u64) {
     let message = Message::new(MessageType::GpaIntercept, 0, &number);
-    guest.vps[0].post_intercept(vtl(level), Box::new(message));
+    guest.vps[0].post_intercept(vtl(level), Box::new(message), 0);
 }
 
 #[test]
