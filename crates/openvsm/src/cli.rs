@@ -36,6 +36,9 @@ pub enum Command {
     Conform(Conform),
     /// Measure VTL switches, protection changes, intercepts and the processor's speed
     Bench(Bench),
+    /// Look at a trace that `run --trace` wrote
+    #[command(subcommand)]
+    Trace(Trace),
 }
 
 /// Options of every command that runs a guest.
@@ -142,6 +145,12 @@ pub struct Run {
     /// The port that ends the guest when it writes a value there, or none
     #[arg(long, value_name = "PORT", default_value = "0xf4", value_parser = ExitPort::from_str)]
     pub exit_port: ExitPort,
+    /// Write a trace of VTL switches, hypercalls and intercepts for Perfetto or chrome://tracing to a file
+    ///
+    /// The file is written when the guest ends. There is a track for every processor and VTL. Of very long runs the newest
+    /// million events are kept.
+    #[arg(long, value_name = "FILE.json")]
+    pub trace: Option<PathBuf>,
     /// End with status 0 when the guest resets the machine, instead of starting it again
     #[arg(long)]
     pub no_reboot: bool,
@@ -184,6 +193,17 @@ impl FromStr for SerialBackend {
             _ => Err("give stdio, file:PATH or none"),
         }
     }
+}
+
+/// `openvsm trace`.
+#[derive(Debug, Subcommand)]
+pub enum Trace {
+    /// Print how often each hypercall and VTL switch happened, and how long they took
+    Summary {
+        /// The trace
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
 }
 
 /// The debug exit port.

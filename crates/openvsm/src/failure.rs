@@ -1,5 +1,6 @@
 //! What a command can fail of, and the exit status that tells.
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
@@ -86,11 +87,17 @@ fn usage_problem(error: &clap::Error) -> String {
         _ => String::new(),
     };
     let help = match command.as_str() {
-        "run" | "demo" | "conform" | "bench" => format!("openvsm {command} --help"),
+        "run" | "demo" | "conform" | "bench" | "trace" => format!("openvsm {command} --help"),
         _ => "openvsm --help".to_owned(),
     };
     let told = told.join("; ");
     format!("{}; see '{help}'", told.strip_prefix("error: ").unwrap_or(&told))
+}
+
+/// What went wrong with a file, without the error number.
+pub fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_lowercase()
 }
 
 /// Text without line breaks and other control characters, so that nothing in it looks like another message.

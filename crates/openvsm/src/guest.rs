@@ -8,7 +8,7 @@ use machine::devices::SerialOutput;
 use machine::load::{Arguments, Image, ImageError, Layout, LayoutError};
 use machine::memory_map::MemoryMap;
 use machine::{Config, HostClock, Machine};
-use vsm::Observer;
+use vsm::{Observation, Observer};
 
 use crate::cli::{EngineName, Platform, VsmOption};
 use crate::failure::Failure;
@@ -64,8 +64,9 @@ impl Host {
         Self { engine: platform.engine, rules, exit_port, clock: Arc::new(HostClock::start()), observer: None }
     }
 
-    /// Has the rules tell this observer what happens.
-    pub fn observed(self, observer: Option<Arc<dyn Observer>>) -> Self {
+    /// Has the rules tell these observers what happens.
+    pub fn observed(self, mut observers: Vec<Arc<dyn Observer>>) -> Self {
+        let observer = if observers.len() > 1 { Some(Arc::new(All(observers)) as _) } else { observers.pop() };
         Self { observer, ..self }
     }
 
@@ -93,6 +94,15 @@ impl Host {
             exit_port: self.exit_port,
         };
         Machine::new(config, &engine, Arc::clone(&self.clock), self.observer.clone()).map_err(Failure::host)
+    }
+}
+
+/// Several observers as one.
+struct All(Vec<Arc<dyn Observer>>);
+
+impl Observer for All {
+    fn observe(&self, observation: &Observation) {
+        self.0.iter().for_each(|observer| observer.observe(observation));
     }
 }
 

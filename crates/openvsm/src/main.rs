@@ -9,15 +9,17 @@ mod failure;
 mod guest;
 mod images;
 mod narrator;
+mod output;
 mod run;
 mod table;
+mod trace;
 mod transcript;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, Trace};
 use failure::{Failure, HOST_FAILED};
 
 fn main() -> ExitCode {
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(options),
         Command::Conform(options) => conform::run(options),
         Command::Bench(options) => bench::run(options),
+        Command::Trace(Trace::Summary { file }) => trace::summarize(file),
     });
     match status {
         Ok(Ok(status)) => status.into(),

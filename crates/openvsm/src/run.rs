@@ -2,13 +2,14 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use machine::Outcome;
 use machine::devices::SerialOutput;
 use machine::load::{Arguments, LayoutError, Module};
 use machine::memory_map::MemoryMap;
+use vsm::Observer;
 
 use crate::Status;
 use crate::cli::{Run, SerialBackend};
@@ -16,6 +17,8 @@ use crate::console::Console;
 use crate::failure::{self, Failure};
 use crate::guest::{Guest, Host, LoadError, host_memory};
 use crate::narrator::Narrator;
+use crate::output::OutputFiles;
+use crate::trace::Tracer;
 
 /// What a user may give as a kernel.
 const KERNELS: &str = "give a Linux kernel (bzImage), a PVH kernel, or an ELF64 or multiboot image";
@@ -48,11 +51,22 @@ pub fn run(options: &Run) -> Status {
         processors: options.platform.cpus,
     };
     let guest = Guest::plan(&kernel, memory, &arguments).map_err(|error| explain(options, error))?;
-    let serial = open_serial([("--serial", &options.serial), ("--serial2", &options.serial2)])?;
+    let mut files = OutputFiles::default();
+    let serial = [
+        Backend::open("--serial", &options.serial, &mut files)?,
+        Backend::open("--serial2", &options.serial2, &mut files)?,
+    ];
+    let trace = options.trace.clone().map(|path| files.open("--trace ", path)).transpose()?;
+    files.commit()?;
 
     let host = Host::new(&options.platform, options.exit_port.0);
     let narrator = options.platform.verbose.then(|| Narrator::new(host.clock().tsc_frequency()));
-    let host = host.observed(narrator.map(|narrator| Arc::new(narrator) as _));
+    let tracer = trace.map(|file| (Arc::new(Tracer::new(Arc::clone(host.clock()), options.platform.cpus)), file));
+    let observers = [
+        narrator.map(|narrator| Arc::new(narrator) as Arc<dyn Observer>),
+        tracer.as_ref().map(|(tracer, _)| Arc::clone(tracer) as _),
+    ];
+    let host = host.observed(observers.into_iter().flatten().collect());
     let on_stdio = serial.iter().position(|backend| matches!(backend, Backend::Stdio));
     let console = Console::open(on_stdio.is_some()).map_err(Failure::host)?;
     let outcome = loop {
@@ -64,6 +78,9 @@ pub fn run(options: &Run) -> Status {
         }
     };
     console.close();
+    if let Some((tracer, file)) = tracer {
+        tracer.write(&file).map_err(Failure::host)?;
+    }
     failure::status(outcome)
 }
 
@@ -71,20 +88,14 @@ pub fn run(options: &Run) -> Status {
 fn read(option: &str, path: &Path, advice: &str, most: u64) -> Result<Vec<u8>, Failure> {
     let option = format!("{option} {}", path.display());
     let bad = |problem: &dyn std::fmt::Display| Failure::bad_input(&option, format!("{problem}; {advice}"));
-    let metadata = fs::metadata(path).map_err(|error| bad(&plain(&error)))?;
+    let metadata = fs::metadata(path).map_err(|error| bad(&failure::plain(&error)))?;
     if !metadata.is_file() {
         return Err(bad(&"not a regular file"));
     }
     if metadata.len() > most {
         return Err(bad(&"larger than the guest's memory"));
     }
-    fs::read(path).map_err(|error| bad(&plain(&error)))
-}
-
-/// What went wrong, without the error number.
-fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_lowercase()
+    fs::read(path).map_err(|error| bad(&failure::plain(&error)))
 }
 
 /// Names the option by which a guest can be made to fit.
@@ -121,71 +132,26 @@ fn explain(options: &Run, error: LoadError) -> Failure {
     }
 }
 
-/// Opens both back ends, or changes no file.
-fn open_serial(backends: [(&str, &SerialBackend); 2]) -> Result<[Backend; 2], Failure> {
-    let [first, second] = backends;
-    let first = Backend::open(first.0, first.1)?;
-    match Backend::open(second.0, second.1) {
-        Ok(second) => Ok([first.emptied()?, second.emptied()?]),
-        Err(failure) => {
-            first.withdraw();
-            Err(failure)
-        }
-    }
-}
-
 /// An open back end of a serial port; it stays open when the machine is reset.
 enum Backend {
     Stdio,
-    File { file: Arc<File>, path: PathBuf, created: bool },
+    File(Arc<File>),
     None,
 }
 
 impl Backend {
-    /// Opens a file without changing what is in it.
-    fn open(option: &str, backend: &SerialBackend) -> Result<Self, Failure> {
-        let path = match backend {
-            SerialBackend::Stdio => return Ok(Self::Stdio),
-            SerialBackend::None => return Ok(Self::None),
-            SerialBackend::File(path) => path.clone(),
-        };
-        let opened = match File::options().write(true).create_new(true).open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                File::options().write(true).open(&path).map(|file| (file, false))
-            }
-            created => created.map(|file| (file, true)),
-        };
-        match opened {
-            Ok((file, created)) => Ok(Self::File { file: Arc::new(file), path, created }),
-            Err(error) => {
-                let problem = format!("{}; give a file that can be written", plain(&error));
-                Err(Failure::bad_input(format!("{option} file:{}", path.display()), problem))
-            }
-        }
-    }
-
-    /// Drops what a file held before.
-    fn emptied(self) -> Result<Self, Failure> {
-        if let Self::File { file, .. } = &self
-            && file.metadata().is_ok_and(|metadata| metadata.is_file())
-        {
-            file.set_len(0).map_err(Failure::host)?;
-        }
-        Ok(self)
-    }
-
-    /// Removes a file that [`Self::open`] made.
-    fn withdraw(self) {
-        if let Self::File { path, created: true, .. } = self {
-            // It is empty; if it cannot be removed, no harm is done.
-            let _ = fs::remove_file(path);
-        }
+    fn open(option: &str, backend: &SerialBackend, files: &mut OutputFiles) -> Result<Self, Failure> {
+        Ok(match backend {
+            SerialBackend::Stdio => Self::Stdio,
+            SerialBackend::None => Self::None,
+            SerialBackend::File(path) => Self::File(files.open(&format!("{option} file:"), path.clone())?),
+        })
     }
 
     fn output(&self) -> SerialOutput {
         match self {
             Self::Stdio => Box::new(io::stdout()),
-            Self::File { file, .. } => Box::new(Arc::clone(file)),
+            Self::File(file) => Box::new(Arc::clone(file)),
             Self::None => Box::new(io::sink()),
         }
     }

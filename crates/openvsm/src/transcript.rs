@@ -79,7 +79,8 @@ pub fn run(
         None
     };
     let serial = Lines { teller, line: Vec::new() };
-    let machine = host.observed(observer).machine(&guest, [Box::new(serial), Box::new(io::sink())])?;
+    let machine =
+        host.observed(observer.into_iter().collect()).machine(&guest, [Box::new(serial), Box::new(io::sink())])?;
     Ok(follow(machine, &receiver, |told| each(&*clock, told)))
 }
 

@@ -1,0 +1,217 @@
+//! Traces: what VPs do over time, in the format of Chrome's trace viewer and of Perfetto, with a track for every VP and
+//! VTL.
+
+mod event;
+mod summary;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use engine::Clock;
+use serde_json::json;
+use vsm::{Observation, Observed, Observer, SwitchReason, Vtl};
+
+use event::{Category, Event};
+pub use summary::run as summarize;
+
+/// Most events that are kept of all VPs together; the oldest make way. About 64 MiB.
+const MOST_EVENTS: usize = 1 << 20;
+
+/// Records what the rules observe, in bounded memory.
+pub struct Tracer {
+    clock: Arc<dyn Clock>,
+    /// By VP. Each is locked by its VP's thread, and by others only when the trace is written.
+    tracks: Box<[Mutex<Track>]>,
+    most: usize,
+}
+
+/// Something that took from `start` to `end`, in ticks of the clock.
+#[derive(Debug, Clone, Copy)]
+struct Record {
+    start: u64,
+    end: u64,
+    vtl: Vtl,
+    what: Recorded,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Recorded {
+    /// The VTL was active; it was entered for this reason, `None` if it was so from the start.
+    Active(Option<SwitchReason>),
+    /// As the rules observed it.
+    Observed(Observed),
+}
+
+/// What a VP did.
+struct Track {
+    records: VecDeque<Record>,
+    /// Records that made way.
+    lost: u64,
+    /// The active VTL, since when, and why it was entered.
+    active: (Vtl, u64, Option<SwitchReason>),
+}
+
+impl Tracer {
+    /// A tracer of as many VPs.
+    pub fn new(clock: Arc<dyn Clock>, vps: u32) -> Self {
+        let now = clock.tsc();
+        let track = || Mutex::new(Track { records: VecDeque::new(), lost: 0, active: (Vtl::ZERO, now, None) });
+        let most = (MOST_EVENTS / vps.max(1) as usize).max(1);
+        Self { clock, tracks: (0..vps).map(|_| track()).collect(), most }
+    }
+
+    /// Writes what was recorded.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write(&self, file: &File) -> io::Result<()> {
+        let mut output = BufWriter::new(file);
+        let now = self.clock.tsc();
+        let mut lost = 0;
+        output.write_all(b"{\"traceEvents\":[\n")?;
+        let mut first = true;
+        let mut put = |output: &mut BufWriter<_>, event: &Event<'_>| {
+            if !std::mem::take(&mut first) {
+                output.write_all(b",\n")?;
+            }
+            serde_json::to_writer(output, event).map_err(io::Error::from)
+        };
+        for (track, vp) in self.tracks.iter().zip(0..) {
+            let track = track.lock().unwrap_or_else(PoisonError::into_inner);
+            lost += track.lost;
+            let (vtl, start, reason) = track.active;
+            let last = Record { start, end: now, vtl, what: Recorded::Active(reason) };
+            put(&mut output, &Event::name("process_name", vp, Vtl::ZERO, format!("VP {vp}")))?;
+            let mut named = tlfs::VtlSet::EMPTY;
+            for record in track.records.iter().chain([&last]) {
+                if !named.contains(record.vtl) {
+                    named = named.with(record.vtl);
+                    put(&mut output, &Event::name("thread_name", vp, record.vtl, record.vtl.to_string()))?;
+                }
+                put(&mut output, &self.event(vp, record))?;
+            }
+        }
+        writeln!(output, "\n],\"displayTimeUnit\":\"ns\",\"otherData\":{}}}", json!({ "lostEvents": lost }))?;
+        output.flush()
+    }
+
+    fn event(&self, vp: u32, record: &Record) -> Event<'static> {
+        let microseconds = |ticks: u64| ticks as f64 * 1e6 / self.clock.tsc_frequency() as f64;
+        let start = microseconds(record.start);
+        let duration = microseconds(record.end.saturating_sub(record.start));
+        let (category, name, arguments) = match record.what {
+            Recorded::Active(reason) => (Category::Switch, reason.map_or("start", reason_name).into(), None),
+            Recorded::Observed(Observed::Hypercall { code, control, status, reps }) => (
+                Category::Hypercall,
+                format!("{code:?}").into(),
+                Some(json!({
+                    "control": format!("{control:#x}"),
+                    "status": status.map(|status| format!("{status:?}")),
+                    "reps": reps,
+                })),
+            ),
+            Recorded::Observed(Observed::MemoryIntercept { to, fault }) => (
+                Category::Intercept,
+                format!("{:?}", fault.kind).into(),
+                Some(json!({
+                    "to": to.to_string(),
+                    "gpa": format!("{:#x}", fault.gpa),
+                    "gva": fault.gva.map(|gva| format!("{gva:#x}")),
+                })),
+            ),
+            Recorded::Observed(Observed::Switch { reason, .. }) => (Category::Switch, reason_name(reason).into(), None),
+        };
+        Event::slice(category, name, vp, record.vtl, (start, duration), arguments)
+    }
+}
+
+impl Observer for Tracer {
+    fn observe(&self, observation: &Observation) {
+        let Observation { now, vp, vtl, what } = *observation;
+        let Some(track) = self.tracks.get(vp as usize) else { return };
+        // A hypercall is observed when it is done, with the time at which it began.
+        let end = if matches!(what, Observed::Hypercall { .. }) { self.clock.tsc() } else { now };
+        let mut track = track.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = match what {
+            Observed::Switch { to, reason } => {
+                let (vtl, start, entered) = std::mem::replace(&mut track.active, (to, now, Some(reason)));
+                Record { start, end, vtl, what: Recorded::Active(entered) }
+            }
+            _ => Record { start: now, end, vtl, what: Recorded::Observed(what) },
+        };
+        if track.records.len() == self.most {
+            track.records.pop_front();
+            track.lost += 1;
+        }
+        track.records.push_back(record);
+    }
+}
+
+/// How a reason for which a VTL is entered is named in traces.
+const fn reason_name(reason: SwitchReason) -> &'static str {
+    match reason {
+        SwitchReason::Call => "VTL call",
+        SwitchReason::Return { fast: false } => "VTL return",
+        SwitchReason::Return { fast: true } => "fast VTL return",
+        SwitchReason::Interrupt => "interrupt",
+        SwitchReason::Intercept => "intercept",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek};
+
+    use machine::HostClock;
+    use vsm::SwitchReason;
+
+    use super::*;
+
+    fn observed(tracer: &Tracer, now: u64, vtl: Vtl, what: Observed) {
+        tracer.observe(&Observation { now, vp: 0, vtl, what });
+    }
+
+    fn call(to: u8) -> Observed {
+        Observed::Switch { to: Vtl::from_bits(to), reason: SwitchReason::Call }
+    }
+
+    #[test]
+    fn the_oldest_events_make_way() {
+        let mut tracer = Tracer::new(Arc::new(HostClock::start()), 1);
+        tracer.most = 2;
+        for round in 0..5 {
+            observed(&tracer, 10 * round, Vtl::from_bits(round as u8 & 1), call(1 - (round as u8 & 1)));
+        }
+        observed(&tracer, 50, Vtl::from_bits(15), Observed::Switch { to: Vtl::ZERO, reason: SwitchReason::Interrupt });
+        tracer.observe(&Observation { now: 0, vp: 7, vtl: Vtl::ZERO, what: call(1) });
+        let track = tracer.tracks[0].lock().unwrap();
+        assert_eq!(track.lost, 4);
+        let times: Vec<_> = track.records.iter().map(|record| (record.start, record.end)).collect();
+        assert_eq!(times, [(30, 40), (40, 50)]);
+    }
+
+    #[test]
+    fn every_vtl_that_was_active_has_a_track() {
+        let tracer = Tracer::new(Arc::new(HostClock::start()), 1);
+        observed(&tracer, 1_000, Vtl::ZERO, call(1));
+        observed(&tracer, 3_000, Vtl::from_bits(1), call(2));
+        let mut file = tempfile();
+        tracer.write(&file).unwrap();
+        let mut text = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut text).unwrap();
+        let trace: event::Trace<'_> = serde_json::from_str(&text).unwrap();
+        let slices: Vec<_> = trace.trace_events.iter().filter_map(Event::as_slice).map(|slice| slice.1).collect();
+        assert_eq!(slices, ["start", "VTL call", "VTL call"]);
+        assert_eq!(text.matches("thread_name").count(), 3);
+    }
+
+    fn tempfile() -> File {
+        let path = std::env::temp_dir().join(format!("openvsm-trace-{}", std::process::id()));
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        file
+    }
+}
