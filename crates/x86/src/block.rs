@@ -146,6 +146,11 @@ struct Recent {
     block: u32,
 }
 
+impl Recent {
+    const NOTHING: Self =
+        Self { linear: 0, epoch: Link::NEVER, mode: CodeMode { size: 0, user: false, single: false }, block: 0 };
+}
+
 /// Hashes a [`Key`] by multiplication: keys are addresses, which a guest does not choose.
 #[derive(Debug, Default)]
 struct KeyHasher(u64);
@@ -184,13 +189,18 @@ pub(crate) struct BlockCache {
 
 impl Default for BlockCache {
     fn default() -> Self {
-        let mode = CodeMode { size: 0, user: false, single: false };
-        let nothing = Recent { linear: 0, epoch: Link::NEVER, mode, block: 0 };
-        Self { blocks: Vec::new(), places: HashMap::default(), recent: vec![nothing; RECENT].into() }
+        Self { blocks: Vec::new(), places: HashMap::default(), recent: vec![Recent::NOTHING; RECENT].into() }
     }
 }
 
 impl BlockCache {
+    /// Forgets all blocks.
+    pub(crate) fn clear(&mut self) {
+        self.blocks.clear();
+        self.places.clear();
+        self.recent.fill(Recent::NOTHING);
+    }
+
     /// The block with a number that another method returned since the last [`Self::insert`].
     #[inline(always)]
     pub(crate) fn get(&self, number: u32) -> Option<&Block> {
@@ -261,7 +271,7 @@ impl BlockCache {
             return number;
         }
         if self.blocks.len() >= MOST_BLOCKS {
-            *self = Self::default();
+            self.clear();
         }
         let number = self.blocks.len() as u32;
         self.blocks.push(block);

@@ -121,8 +121,11 @@ impl Cpu {
         self.flush_translations(page);
     }
 
-    /// Returns all registers to their values after RESET, and forgets events and incomplete exits.
+    /// Returns all registers to their values after RESET, and forgets events, incomplete exits and decoded code.
     pub fn reset(&mut self) {
+        if let Some(blocks) = &mut self.blocks {
+            blocks.clear();
+        }
         self.general = GeneralRegisters::default();
         self.system = SystemRegisters::default();
         self.shared = SharedRegisters::default();

@@ -79,7 +79,22 @@ impl TestBus {
     /// # Panics
     /// If there is no RAM.
     pub fn write_u64(&self, gpa: u64, value: u64) {
-        self.write(gpa, &value.to_le_bytes());
+        if !gpa.is_multiple_of(8) {
+            return self.write(gpa, &value.to_le_bytes());
+        }
+        self.word(gpa).store(value, Ordering::SeqCst);
+        written(&self.codes[(gpa / 4096) as usize]);
+    }
+
+    /// Makes everything as it was when the bus was new, but for the counters of changes.
+    pub fn clear(&self) {
+        for (page, code) in self.pages.iter().zip(&self.codes) {
+            page.0.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+            written(code);
+        }
+        self.access.iter().for_each(|access| access.store(Access::all().bits(), Ordering::Relaxed));
+        self.tsc.store(0, Ordering::Relaxed);
+        self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Sets what may be done with a page.
