@@ -24,7 +24,7 @@ use self::source::Source;
 use crate::{Bare, Config, Disposition, Entry, Partition, Vp, code_page};
 
 /// Pages of RAM.
-const PAGES: u64 = 64;
+const PAGES: u64 = 16;
 const RAM: Range<u64> = 0..PAGES * PAGE_SIZE;
 /// Pages with parts to play; they are ordinary RAM and can be protected and overlaid like any other.
 const HYPERCALL_PAGE: u64 = 8;

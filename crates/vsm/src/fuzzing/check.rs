@@ -165,11 +165,15 @@ impl Checker {
 
     /// A VTL never has access that a higher one withheld (TLFS 15.9.1).
     fn check_memory(&self, partition: &Partition) {
+        let setters = || vtls().zip(&self.grants).filter_map(|(setter, grants)| Some((setter, grants.as_ref()?)));
         for (target, space) in vtls().filter_map(|vtl| Some((vtl, partition.space(vtl)?))) {
+            let higher = || setters().filter(|&(setter, _)| setter > target);
+            if higher().next().is_none() {
+                continue;
+            }
             for page in (0..PAGES).filter(|&page| !space.is_overlay(page)) {
                 let access = space.access(page);
-                for setter in vtls().filter(|&setter| setter > target) {
-                    let Some(Some(grants)) = self.grants.get(setter.index()) else { continue };
+                for (setter, grants) in higher() {
                     let granted = grants[target.index()][page as usize];
                     // Without mode-based execute control either bit grants both.
                     let mode_based = partition.mode_based_vtls().contains(setter);
