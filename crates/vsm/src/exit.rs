@@ -5,6 +5,7 @@ use tlfs::Vtl;
 
 use crate::code_page::PORT_ENTRY_BYTES;
 use crate::msr::MsrError;
+use crate::startup::Activity;
 use crate::{Error, Vp};
 
 /// What is left to do after the rules looked at an exit.
@@ -64,7 +65,7 @@ impl Vp {
                 self.active_mut().vcpu.complete(completion);
             }
             Exit::MemoryFault(fault) => return self.memory_fault(&fault, now),
-            Exit::Halt => self.active_mut().halted = true,
+            Exit::Halt => self.active_mut().activity = Activity::Halted,
             // The priority is taken over when the VP is entered.
             Exit::TaskPriority | Exit::InterruptWindow | Exit::Interrupted => {}
             Exit::MmioRead { .. } | Exit::MmioWrite { .. } if self.apic_page(exit, now) => {}

@@ -200,13 +200,14 @@ mod tests {
     use tlfs::msr::ICR;
 
     use super::*;
+    use crate::startup::Activity;
     use crate::testing::Guest;
     use crate::{Config, Entry};
 
     fn guest(vps: u32) -> Guest {
         let mut guest = Guest::new(Config { vps, vtls: 2, ..Config::default() });
         for vp in &mut guest.vps {
-            vp.started = true;
+            vp.set_activity(Vtl::ZERO, Activity::Running);
             let state = vp.state_mut(Vtl::ZERO).expect("VTL0");
             state.apic.software_enable();
             state.vcpu.general_mut().rflags |= 1 << 9;

@@ -8,6 +8,7 @@ use engine::{Completion, Event, Exit, PAGE_SIZE};
 use tlfs::msr;
 
 use crate::msr::MsrError;
+use crate::startup::Activity;
 use crate::synic::Synic;
 use crate::vp::VtlState;
 use crate::{Partition, Platform, Vp, Vtl};
@@ -71,7 +72,7 @@ impl VtlState {
     }
 
     /// CR8 and the task priority register are one: after a change of the register.
-    fn show_task_priority(&mut self) {
+    pub(crate) fn show_task_priority(&mut self) {
         let priority = self.apic.cr8().into();
         if self.vcpu.system().cr8 != priority {
             self.vcpu.system_mut().cr8 = priority;
@@ -93,15 +94,20 @@ impl VtlState {
 
     /// Gives the vCPU the interrupt that is due, if it can take it now, or asks to be told when it can.
     pub(crate) fn inject(&mut self, platform: &dyn Platform) {
+        if self.activity == Activity::StartUp {
+            return;
+        }
         let vcpu = self.vcpu.as_mut();
         // A higher VTL may have queued an event while this one was halted.
-        self.halted = self.halted && vcpu.pending_event().is_none();
+        if vcpu.pending_event().is_some() || self.activity == Activity::Idle && self.apic.has_request() {
+            self.activity = Activity::Running;
+        }
         let mut waiting = false;
         if self.apic.signals().nmi {
             if vcpu.pending_event().is_none() {
                 self.apic.signals().nmi = false;
                 vcpu.inject(Event::Nmi);
-                self.halted = false;
+                self.activity = Activity::Running;
             } else {
                 waiting = true;
             }
@@ -110,7 +116,7 @@ impl VtlState {
             if vcpu.interruptible() {
                 self.apic.accept_external();
                 vcpu.inject(Event::Interrupt { vector: platform.acknowledge_interrupt() });
-                self.halted = false;
+                self.activity = Activity::Running;
             } else {
                 waiting = true;
             }
@@ -119,7 +125,7 @@ impl VtlState {
             if vcpu.interruptible() {
                 accept(&mut self.apic, &self.synic, vector);
                 vcpu.inject(Event::Interrupt { vector });
-                self.halted = false;
+                self.activity = Activity::Running;
                 waiting |= self.apic.pending_interrupt().is_some();
             } else {
                 waiting = true;

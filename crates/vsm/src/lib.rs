@@ -26,6 +26,7 @@ mod protections;
 mod reference_time;
 mod registers;
 mod run;
+mod startup;
 mod switch;
 mod synic;
 #[cfg(test)]

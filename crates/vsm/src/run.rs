@@ -7,6 +7,7 @@ use engine::Vcpu;
 use tlfs::Vtl;
 use tlfs::message::Message;
 
+use crate::startup::Activity;
 use crate::{Error, SwitchReason, Vp};
 
 /// What a VP does next.
@@ -23,9 +24,6 @@ impl Vp {
     /// # Errors
     /// If the engine failed.
     pub fn enter(&mut self, now: u64) -> Result<Entry<'_>, Error> {
-        if !self.is_started() {
-            return Ok(Entry::Idle);
-        }
         self.collect();
         // The timers of VTLs that do not run go on.
         let (states, partition) = self.states_in_partition();
@@ -34,12 +32,17 @@ impl Vp {
             state.apic.advance(now);
             state.advance_timers(&partition.time, now);
         }
+        self.take_startup_signals();
+        if !self.is_started() {
+            return Ok(Entry::Idle);
+        }
         if let Some((vtl, reason)) = self.due_above() {
             self.enter_vtl(vtl, reason, now);
         }
         let (state, partition) = self.active_in_partition();
         state.inject(partition.platform());
-        Ok(if state.halted || state.registers.suspended { Entry::Idle } else { Entry::Run(state.vcpu.as_mut()) })
+        let runs = state.activity == Activity::Running && !state.registers.suspended;
+        Ok(if runs { Entry::Run(state.vcpu.as_mut()) } else { Entry::Idle })
     }
 
     /// The highest VTL above the active one that has something to do: a pending intercept, or an interrupt above its
@@ -64,7 +67,7 @@ impl Vp {
     pub(crate) fn post_intercept(&mut self, to: Vtl, message: Box<Message>, now: u64) {
         if let Some((state, partition)) = self.state_in_partition(to) {
             state.intercept_pending = true;
-            state.halted = false;
+            state.activity = Activity::Running;
             state.synic.post_intercept(message);
             state.deliver_messages(&partition.time, now);
         }

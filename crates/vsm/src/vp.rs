@@ -10,6 +10,7 @@ use crate::hypercall::Buffers;
 use crate::overlay::PlacedPage;
 use crate::platform_msr::PlatformMsrs;
 use crate::registers::VtlRegisters;
+use crate::startup::Activity;
 use crate::synic::Synic;
 use crate::timers::Timers;
 use crate::{Error, Partition, interrupts};
@@ -24,7 +25,7 @@ pub struct Vp {
     vtls: [Option<Box<VtlState>>; Vtl::COUNT],
     /// Taken while a hypercall is executed.
     buffers: Option<Box<Buffers>>,
-    /// The VP was started (TLFS 7.10.3).
+    /// The VP was started (TLFS 7.10.3). It may still have VTLs that were not.
     pub(crate) started: bool,
     cpuid: Arc<[CpuidLeaf]>,
     /// A level-triggered interrupt with this vector ended, of which the I/O APIC has not heard yet.
@@ -46,8 +47,8 @@ pub(crate) struct VtlState {
     pub(crate) entered: bool,
     /// An intercept wants this VTL to run (TLFS 15.13); cleared when it is entered.
     pub(crate) intercept_pending: bool,
-    /// The VTL executed HLT and nothing has woken it yet.
-    pub(crate) halted: bool,
+    /// What it does when it is the VTL that runs.
+    pub(crate) activity: Activity,
     /// The vCPU tells when it can take an interrupt.
     pub(crate) window: bool,
 }
@@ -69,7 +70,12 @@ impl Vp {
             ended: None,
             platform: PlatformMsrs::default(),
         };
-        vp.create_vtl(Vtl::ZERO)?.entered = true;
+        let started = vp.started;
+        let state = vp.create_vtl(Vtl::ZERO)?;
+        state.entered = true;
+        if !started {
+            state.activity = Activity::StartUp;
+        }
         Ok(vp)
     }
 
@@ -92,7 +98,7 @@ impl Vp {
             registers: VtlRegisters::default(),
             entered: false,
             intercept_pending: false,
-            halted: false,
+            activity: Activity::Running,
             window: false,
         };
         self.enabled.insert(vtl);
@@ -114,7 +120,8 @@ impl Vp {
         &self.partition
     }
 
-    /// Whether the VP was started: VP 0 is, the others are when a hypercall asks for it. Before, it does not run.
+    /// Whether the VP was started: VP 0 is, the others are when a hypercall or a start-up IPI asks for it. Before, it does
+    /// not run in any VTL.
     #[must_use]
     pub fn is_started(&self) -> bool {
         self.started

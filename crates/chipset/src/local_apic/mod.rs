@@ -247,6 +247,12 @@ impl LocalApic {
         self.state.base
     }
 
+    /// Whether the processor is the bootstrap processor, as IA32_APIC_BASE says.
+    #[must_use]
+    pub const fn is_bootstrap(&self) -> bool {
+        self.state.base & BASE_BSP != 0
+    }
+
     /// Writes IA32_APIC_BASE (SDM Vol. 3A 12.4.4, figure 12-26). Leaving the x2APIC mode, or disabling the APIC, loses
     /// the registers.
     ///
@@ -406,6 +412,13 @@ impl LocalApic {
     pub fn pending_interrupt(&self) -> Option<u8> {
         let vector = self.state.irr.highest()?;
         (self.mode() != Mode::Disabled && vector & 0xF0 > self.processor_priority() & 0xF0).then_some(vector)
+    }
+
+    /// Whether any interrupt is requested, whatever its priority.
+    #[must_use]
+    pub fn has_request(&self) -> bool {
+        let signals = &self.state.signals;
+        !self.state.irr.is_empty() || signals.nmi || self.external_interrupt()
     }
 
     /// The processor takes an interrupt that [`Self::pending_interrupt`] returned.

@@ -6,6 +6,7 @@ use tlfs::{CallCode, HvStatus, VpIndex, Vtl};
 
 use super::{Call, Rep, Simple, Stop};
 use crate::initial_context::CheckedContext;
+use crate::startup::Activity;
 
 const START: PartitionPrivileges = PartitionPrivileges::new().with_start_virtual_processor(true);
 
@@ -22,7 +23,7 @@ impl Simple for StartVirtualProcessor {
         call.check_partition(input.target_partition_id)?;
         let index = call.vp_index(input.vp_index)?;
         let target = call.offered_vtl(input.target_vtl)?;
-        if target > call.vtl() || denies_startup(call) {
+        if target > call.vtl() || call.partition().denies_startup(call.vtl()) {
             return Err(HvStatus::AccessDenied.into());
         }
         if !call.partition().enabled_on(index).contains(target) {
@@ -32,15 +33,19 @@ impl Simple for StartVirtualProcessor {
         let bits = call.partition().physical_address_bits();
         let context = CheckedContext::new(&input.vp_vtl_context, target == Vtl::ZERO, &**space, bits)?;
         let vp = call.target(input.vp_index)?;
-        if vp.is_started() {
+        let started = vp.is_started();
+        let state = vp.state_mut(target).ok_or(HvStatus::InvalidVtlState)?;
+        // VTL0 of a VP that was started in a higher VTL waits still, and its INITs and start-up IPIs are dropped.
+        if started && state.activity != Activity::StartUp {
             return Err(HvStatus::InvalidVpState.into());
         }
-        if let Some(state) = vp.state_mut(target) {
-            context.load(state.vcpu.as_mut());
+        context.load(state.vcpu.as_mut());
+        if !started {
             state.entered = true;
+            vp.set_active(target);
+            vp.started = true;
         }
-        vp.set_active(target);
-        vp.started = true;
+        vp.set_activity(target, Activity::Running);
         Ok(())
     }
 }
@@ -74,10 +79,4 @@ impl Rep for GetVpIndexFromApicId {
         }
         Ok(())
     }
-}
-
-/// Whether a VTL above the caller's keeps it from starting VPs (TLFS 15.5.1.4).
-fn denies_startup(call: &Call<'_>) -> bool {
-    let partition = call.partition();
-    partition.enabled_vtls().above(call.vtl()).iter().any(|vtl| partition.config_of(vtl).deny_lower_vtl_startup())
 }

@@ -4,6 +4,7 @@ use tlfs::{RegisterName, msr};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::*;
+use crate::startup::Activity;
 use crate::testing::{Guest, vtl};
 use crate::{Config, Observation, SwitchReason};
 
@@ -290,7 +291,7 @@ fn a_vtl_that_the_vp_does_not_have_cannot_be_told() {
     listen(&mut guest);
     set(&mut guest, 1, RegisterName::VsmPartitionConfig, 0x1F);
     protect(&guest, 1, Access::READ);
-    guest.vps[1].started = true;
+    guest.vps[1].set_activity(Vtl::ZERO, Activity::Running);
     assert_eq!(guest.exit(1, Exit::MemoryFault(write_fault())), Disposition::Handled);
     assert_eq!(guest.vcpu(1).pending_event(), Some(GENERAL_PROTECTION));
 }

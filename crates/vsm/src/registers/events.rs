@@ -1,13 +1,14 @@
 //! Registers of pending events and of suspension (TLFS 7.9.2, 7.9.3).
 
 use engine::{Event, Vcpu};
-use tlfs::HvStatus;
 use tlfs::registers::{
     InternalActivityState, InterruptState, InterruptionType, PendingEventType, PendingExceptionEvent,
     PendingInterruption, Suspend,
 };
+use tlfs::{HvStatus, Vtl};
 
 use super::{Change, View};
+use crate::startup::Activity;
 
 const NMI: u8 = 2;
 const PAGE_FAULT: u8 = 14;
@@ -147,7 +148,25 @@ pub(super) fn suspended(register: Suspend) -> Result<bool, HvStatus> {
 
 /// HvRegisterInternalActivityState.
 pub(super) fn activity(view: &View<'_>) -> InternalActivityState {
-    InternalActivityState::new().with_halt_suspend(view.state.halted)
+    let activity = view.state.activity;
+    InternalActivityState::new()
+        .with_startup_suspend(activity == Activity::StartUp)
+        .with_halt_suspend(activity == Activity::Halted)
+        .with_idle_suspend(activity == Activity::Idle)
+}
+
+/// Lets a VTL stand still, or run. One that waits to be started by a register is started as by a hypercall.
+pub(super) fn set_activity(change: &mut Change<'_>, register: InternalActivityState) -> Result<(), HvStatus> {
+    const RUNNING: InternalActivityState = InternalActivityState::new();
+    let activity = match register {
+        RUNNING => Activity::Running,
+        _ if register == RUNNING.with_halt_suspend(true) => Activity::Halted,
+        _ if register == RUNNING.with_idle_suspend(true) => Activity::Idle,
+        _ if register == RUNNING.with_startup_suspend(true) && change.vtl == Vtl::ZERO => Activity::StartUp,
+        _ => return Err(HvStatus::InvalidRegisterValue),
+    };
+    change.vp.set_activity(change.vtl, activity);
+    Ok(())
 }
 
 /// HvRegisterInterceptSuspend: no root partition suspends a VP here, so that only TlbFlushInhibit (bit 1) is in use.

@@ -206,7 +206,12 @@ pub(super) static REGISTERS: &[Register] = &[
             Ok(())
         },
     ),
-    read_only(Name::InternalActivityState, Scope::Private, |view, _| Ok(events::activity(view).into_bits().into())),
+    private(
+        Name::InternalActivityState,
+        64,
+        |view, _| Ok(events::activity(view).into_bits().into()),
+        |change, _, value| Ok(events::set_activity(change, value.low.into())?),
+    ),
     read_only(Name::HypervisorVersion, Scope::Partition, |view, _| cpuid(view, tlfs::cpuid::VERSION)),
     read_only(Name::PrivilegesAndFeaturesInfo, Scope::Partition, |view, _| cpuid(view, tlfs::cpuid::FEATURES)),
     read_only(Name::FeaturesInfo, Scope::Partition, |view, _| cpuid(view, tlfs::cpuid::RECOMMENDATIONS)),

@@ -2,6 +2,7 @@ use engine::fake::FakeVcpu;
 use engine::{Completion, Event, Exit};
 use tlfs::{HvStatus, Message, MessageType, msr};
 
+use crate::startup::Activity;
 use crate::testing::{Guest, long_context, vtl};
 use crate::{Config, Disposition, Entry, Observed, SwitchReason};
 
@@ -205,7 +206,7 @@ fn lower_vtls_interrupts_wait() {
     assert_eq!((guest.active(0), guest.vcpu(0).pending_event()), (1, None));
     guest.exit(0, Exit::Halt);
     assert!(!guest.enter(0), "not even a VTL that halts gives way (TLFS 15.7)");
-    guest.vps[0].active_mut().halted = false;
+    guest.vps[0].active_mut().activity = Activity::Running;
     guest.vtl_return(0, false);
     assert!(guest.enter(0));
     assert_eq!(guest.vcpu(0).pending_event(), interrupt(0x60));

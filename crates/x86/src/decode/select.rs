@@ -88,9 +88,7 @@ pub(super) fn select(instruction: &Instruction) -> Option<Selected> {
         Mnemonic::Aam => Selected::of(decimal::ascii_multiply),
         Mnemonic::Aad => Selected::of(decimal::ascii_divide),
         Mnemonic::Pause => Selected::of(crate::Cpu::pause),
-        Mnemonic::Nop | Mnemonic::Reservednop | Mnemonic::Endbr32 | Mnemonic::Endbr64 => {
-            Selected::pure(moves::nothing)
-        }
+        Mnemonic::Nop | Mnemonic::Reservednop | Mnemonic::Endbr32 | Mnemonic::Endbr64 => Selected::pure(moves::nothing),
         Mnemonic::Prefetch
         | Mnemonic::Prefetchw
         | Mnemonic::Prefetchwt1

@@ -1,0 +1,118 @@
+//! Resetting and starting VPs the architectural way: INIT and start-up IPIs (SDM Vol. 3A 10.4.4, 12.4.7.3; TLFS 15.12).
+
+#[cfg(test)]
+mod tests;
+
+use engine::Vcpu;
+use engine::registers::{CS, SharedRegisters, SystemRegisters};
+use tlfs::{Vtl, VtlSet};
+
+use crate::{Partition, Vp};
+
+/// CR0.NW and CR0.CD, which INIT leaves alone.
+const CR0_CACHE: u64 = 3 << 29;
+
+/// Why a VTL executes nothing, if so (HvRegisterInternalActivityState).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activity {
+    /// It executes.
+    Running,
+    /// It executed HLT and nothing has woken it yet.
+    Halted,
+    /// It read HV_X64_MSR_GUEST_IDLE: any interrupt wakes it, even one that it does not take (TLFS 7.3.1).
+    Idle,
+    /// It waits for a start-up IPI or for HvCallStartVirtualProcessor. Only VTL0 does.
+    StartUp,
+}
+
+impl Vp {
+    /// Acts on the INITs and start-up IPIs that came for any VTL. They reset and start VTL0, and only where it is the
+    /// only VTL: a lower VTL could otherwise pull the VP away from a higher one (TLFS 15.12), and a VTL above 0 cannot
+    /// be in real mode (TLFS 15.11.3).
+    pub(crate) fn take_startup_signals(&mut self) {
+        for vtl in self.enabled_vtls().iter() {
+            let Some(state) = self.state_mut(vtl) else { continue };
+            let signals = state.apic.signals();
+            let (init, start_up) = (std::mem::take(&mut signals.init), signals.start_up.take());
+            if !init && start_up.is_none() || !self.obeys_startup_signals() {
+                continue;
+            }
+            if init {
+                self.init();
+            }
+            if let Some(page) = start_up {
+                self.start_up(page);
+            }
+        }
+    }
+
+    /// Whether INIT and start-up IPIs have an effect on this VP.
+    fn obeys_startup_signals(&self) -> bool {
+        let sole = self.enabled_vtls() == VtlSet::EMPTY.with(Vtl::ZERO);
+        sole && !self.partition.denies_startup(Vtl::ZERO)
+    }
+
+    /// INIT, in VTL0. The bootstrap processor executes from the reset vector, the others wait to be started.
+    fn init(&mut self) {
+        let Some(state) = self.state_mut(Vtl::ZERO) else { return };
+        init_registers(state.vcpu.as_mut());
+        state.apic.init();
+        state.show_task_priority();
+        state.registers.page_fault_address = None;
+        let bootstrap = state.apic.is_bootstrap();
+        self.set_activity(Vtl::ZERO, if bootstrap { Activity::Running } else { Activity::StartUp });
+        self.publish_routing(Vtl::ZERO);
+    }
+
+    /// A start-up IPI, in VTL0, to execute from the start of a page below 1 MiB. Only a VP that waits heeds it.
+    fn start_up(&mut self, page: u8) {
+        let Some(state) = self.state_mut(Vtl::ZERO).filter(|state| state.activity == Activity::StartUp) else { return };
+        let code = &mut state.vcpu.system_mut().segments[CS];
+        (code.selector, code.base) = (u16::from(page) << 8, u64::from(page) << 12);
+        state.vcpu.general_mut().rip = 0;
+        self.set_activity(Vtl::ZERO, Activity::Running);
+    }
+
+    /// Says what a VTL does. A VP whose only VTL waits to be started is not started.
+    pub(crate) fn set_activity(&mut self, vtl: Vtl, activity: Activity) {
+        let sole = self.enabled_vtls() == VtlSet::EMPTY.with(vtl);
+        if let Some(state) = self.state_mut(vtl) {
+            let before = std::mem::replace(&mut state.activity, activity);
+            if before == Activity::StartUp || sole {
+                self.started = activity != Activity::StartUp;
+            }
+        }
+    }
+}
+
+impl Partition {
+    /// Whether a VTL above keeps `vtl` from starting and resetting VPs (DenyLowerVtlStartup, TLFS 15.5.1.4).
+    pub(crate) fn denies_startup(&self, vtl: Vtl) -> bool {
+        self.enabled_vtls().above(vtl).iter().any(|higher| self.config_of(higher).deny_lower_vtl_startup())
+    }
+}
+
+/// Gives registers the values that they have after INIT (SDM Vol. 3A, table 11-1): those after RESET, but for the cache
+/// controls, floating-point state and most model-specific registers, which stay.
+fn init_registers(vcpu: &mut dyn Vcpu) {
+    let (system, shared) = (vcpu.system().clone(), vcpu.shared().clone());
+    vcpu.reset();
+    let reset = vcpu.system().clone();
+    *vcpu.system_mut() = SystemRegisters {
+        cr0: reset.cr0 & !CR0_CACHE | system.cr0 & CR0_CACHE,
+        segments: reset.segments,
+        ldtr: reset.ldtr,
+        tr: reset.tr,
+        gdtr: reset.gdtr,
+        idtr: reset.idtr,
+        cr3: reset.cr3,
+        cr4: reset.cr4,
+        cr8: reset.cr8,
+        dr7: reset.dr7,
+        pdptes: reset.pdptes,
+        efer: reset.efer,
+        ..system
+    };
+    let reset = vcpu.shared().clone();
+    *vcpu.shared_mut() = SharedRegisters { cr2: reset.cr2, dr: reset.dr, dr6: reset.dr6, ..shared };
+}
