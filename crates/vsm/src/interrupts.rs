@@ -98,7 +98,8 @@ impl VtlState {
             return;
         }
         let vcpu = self.vcpu.as_mut();
-        // A higher VTL may have queued an event while this one was halted.
+        // A higher VTL may have queued an event while this one was halted. An interrupt that arrives ends idleness, whether
+        // or not it can be taken (TLFS 7.5).
         if vcpu.pending_event().is_some() || self.activity == Activity::Idle && self.apic.has_request() {
             self.activity = Activity::Running;
         }

@@ -19,7 +19,7 @@ pub(crate) enum Activity {
     Running,
     /// It executed HLT and nothing has woken it yet.
     Halted,
-    /// It read HV_X64_MSR_GUEST_IDLE: any interrupt wakes it, even one that it does not take (TLFS 7.3.1).
+    /// It read HV_X64_MSR_GUEST_IDLE: any interrupt wakes it, even one that it does not take (TLFS 7.5).
     Idle,
     /// It waits for a start-up IPI or for HvCallStartVirtualProcessor. Only VTL0 does.
     StartUp,

@@ -204,6 +204,6 @@ fn an_idle_vtl_wakes_for_interrupts_that_it_does_not_take() {
     guest.vps[0].set_activity(Vtl::ZERO, Activity::Idle);
     assert!(!guest.enter(0));
     guest.partition.interrupt_vp(0, Vtl::ZERO, Interrupt::fixed(0xF7));
-    assert!(guest.enter(0), "TLFS 7.3.1");
+    assert!(guest.enter(0), "TLFS 7.5");
     assert_eq!(guest.vcpu(0).pending_event(), None, "interrupts are off");
 }
