@@ -162,6 +162,10 @@ impl vsm::Platform for Control {
     fn acknowledge_interrupt(&self) -> u8 {
         0x0F
     }
+
+    fn reset(&self) {
+        self.finish(Outcome::Reset);
+    }
 }
 
 /// Why [`Control::sleep`] returned.

@@ -14,8 +14,6 @@ use crate::history::History;
 use crate::machine::Machine;
 use crate::slot::Seat;
 
-const RFLAGS_IF: u64 = 1 << 9;
-
 /// A VP that runs until its machine ends.
 pub(crate) struct VpThread<'a> {
     machine: &'a Machine,
@@ -148,9 +146,7 @@ impl<'a> VpThread<'a> {
     fn sleep(&mut self, mut seat: MutexGuard<'a, Seat>) -> MutexGuard<'a, Seat> {
         let machine = self.machine;
         let deadline = seat.vp.next_deadline(machine.clock.tsc());
-        let vtl = seat.vp.active_vtl();
-        let interrupts_off = seat.vp.vcpu(vtl).is_none_or(|vcpu| vcpu.general().rflags & RFLAGS_IF == 0);
-        let stuck = interrupts_off && deadline.is_none();
+        let stuck = !seat.vp.hears_interrupts() && deadline.is_none();
         drop(seat);
         let until = deadline.map(|deadline| {
             let ticks = deadline.saturating_sub(machine.clock.tsc());

@@ -2,6 +2,7 @@
 
 use engine::{Completion, Exit};
 use tlfs::Vtl;
+use tlfs::msr::GUEST_IDLE;
 
 use crate::code_page::PORT_ENTRY_BYTES;
 use crate::msr::MsrError;
@@ -54,7 +55,12 @@ impl Vp {
                     Err(MsrError::Fault) => Completion::Fault,
                     Err(MsrError::Failed(error)) => return Err(error),
                 };
-                self.active_mut().vcpu.complete(completion);
+                let state = self.active_mut();
+                // TLFS 7.5: reading the register is what makes the VP idle.
+                if index == GUEST_IDLE && completion != Completion::Fault {
+                    state.activity = Activity::Idle;
+                }
+                state.vcpu.complete(completion);
             }
             Exit::WriteMsr { index, value } => {
                 let completion = match self.write_msr(self.active_vtl(), index, value, now) {

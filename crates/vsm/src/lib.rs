@@ -6,6 +6,7 @@ mod assist_page;
 mod code_page;
 mod config;
 mod cpuid;
+mod crash;
 mod error;
 mod exit;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -26,6 +27,7 @@ mod protections;
 mod reference_time;
 mod registers;
 mod run;
+mod runtime;
 mod startup;
 mod switch;
 mod synic;
@@ -36,6 +38,7 @@ mod translate;
 mod vp;
 
 pub use config::{Config, Profile};
+pub use crash::Crash;
 pub use error::Error;
 pub use exit::Disposition;
 pub use observe::{Observation, Observed, Observer, SwitchReason};

@@ -6,7 +6,7 @@ mod tests;
 use engine::{EngineError, PAGE_SHIFT};
 use tlfs::Vtl;
 use tlfs::cpuid::PartitionPrivileges;
-use tlfs::msr::{self, HypercallMsr, Scontrol, Sint};
+use tlfs::msr::{self, CrashControl, HypercallMsr, Scontrol, Sint};
 
 use crate::interrupts::{APIC_FREQUENCY, owns_msr};
 use crate::overlay::is_within;
@@ -14,6 +14,8 @@ use crate::{Error, Vp};
 
 /// The version of the SynIC (SVERSION, TLFS 11.8.2).
 const SYNIC_VERSION: u64 = 1;
+/// The bit of HV_X64_MSR_RESET that resets.
+const RESET_NOW: u64 = 1;
 
 /// Why an access to a register fails.
 #[derive(Debug)]
@@ -46,6 +48,9 @@ impl Vp {
             msr::GUEST_OS_ID => partition.guest_os_id(vtl),
             msr::HYPERCALL => partition.hypercall_msr(vtl).into(),
             msr::VP_INDEX => self.index().into(),
+            // Nothing shows that a reset was asked for (TLFS 12 appendix C); an idle VP reads when it is woken.
+            msr::RESET | msr::GUEST_IDLE => 0,
+            msr::VP_RUNTIME => partition.time.units(self.runtime.ticks(now)),
             msr::TIME_REF_COUNT => partition.reference_time(now),
             msr::REFERENCE_TSC => partition.reference_tsc(vtl).ok_or(MsrError::Fault)?.register(),
             msr::TSC_FREQUENCY => partition.tsc_frequency.get(),
@@ -56,6 +61,7 @@ impl Vp {
             msr::SIEFP => state.synic.siefp.register(),
             msr::SIMP => state.synic.simp.register(),
             msr::EOM => 0,
+            msr::CRASH_P0..=msr::CRASH_CTL => state.crash.read(index),
             msr::VSM_CAPABILITIES => partition.vsm_capabilities().into(),
             msr::STIMER0_CONFIG..=msr::STIMER3_COUNT => state.timers.read(index),
             msr::SINT0..=msr::SINT15 => state.synic.sint((index - msr::SINT0) as usize).ok_or(MsrError::Fault)?.into(),
@@ -68,10 +74,13 @@ impl Vp {
     pub(crate) fn write_msr(&mut self, vtl: Vtl, index: u32, value: u64, now: u64) -> Result<(), MsrError> {
         self.check_privilege(index)?;
         let bits = self.partition.physical_address_bits();
+        let vp = self.index();
         let (state, partition) = self.state_in_partition(vtl).ok_or(MsrError::Fault)?;
         match index {
             msr::GUEST_OS_ID => self.partition.set_guest_os_id(vtl, value)?,
             msr::HYPERCALL => self.partition.set_hypercall_msr(vtl, HypercallMsr::from(value))?,
+            msr::RESET if value & RESET_NOW != 0 => partition.platform().reset(),
+            msr::RESET => {}
             msr::REFERENCE_TSC => self.partition.set_reference_tsc_msr(vtl, value)?,
             msr::VP_ASSIST_PAGE => state.assist.place(&*state.space, value, bits)?,
             msr::SCONTROL => {
@@ -90,7 +99,15 @@ impl Vp {
                 }
             }
             msr::STIMER0_CONFIG..=msr::STIMER3_COUNT => state.write_timer(index, value, &partition.time, now),
+            msr::CRASH_P0..=msr::CRASH_P4 => state.crash.set_parameter(index, value),
+            msr::CRASH_CTL => {
+                if let Some(crash) = state.crash.crash(CrashControl::from(value), vp, vtl, &*state.space) {
+                    partition.tell_crash(&crash);
+                }
+            }
             msr::VP_INDEX
+            | msr::VP_RUNTIME
+            | msr::GUEST_IDLE
             | msr::TIME_REF_COUNT
             | msr::TSC_FREQUENCY
             | msr::APIC_FREQUENCY
@@ -113,6 +130,9 @@ impl Vp {
         let needed = match index {
             msr::GUEST_OS_ID | msr::HYPERCALL => needed.with_access_hypercall_msrs(true),
             msr::VP_INDEX => needed.with_access_vp_index(true),
+            msr::RESET => needed.with_access_reset_reg(true),
+            msr::VP_RUNTIME => needed.with_access_vp_run_time_reg(true),
+            msr::GUEST_IDLE => needed.with_access_guest_idle_reg(true),
             msr::TIME_REF_COUNT => needed.with_access_partition_reference_counter(true),
             msr::REFERENCE_TSC => needed.with_access_partition_reference_tsc(true),
             msr::TSC_FREQUENCY | msr::APIC_FREQUENCY => needed.with_access_frequency_regs(true),

@@ -4,10 +4,15 @@ use engine::MemoryFault;
 
 use tlfs::{CallCode, HvStatus, Vtl};
 
+use crate::Crash;
+
 /// Someone who watches a partition. Called on the VP's thread; it must not block.
 pub trait Observer: Send + Sync {
     /// Something happened.
     fn observe(&self, observation: &Observation);
+
+    /// The guest tells of its crash.
+    fn crashed(&self, _crash: &Crash) {}
 }
 
 /// Something that happened on a VP.

@@ -13,7 +13,7 @@ use crate::inbox::Inbox;
 use crate::overlay::PlacedPage;
 use crate::protections::Protections;
 use crate::reference_time::ReferenceClock;
-use crate::{Config, Error, Observation, Observed, Observer, Platform, Vp, code_page, cpuid};
+use crate::{Config, Crash, Error, Observation, Observed, Observer, Platform, Vp, code_page, cpuid};
 
 /// The CPUID leaf of XSAVE.
 const XSAVE_LEAF: u32 = 0xD;
@@ -288,6 +288,12 @@ impl Partition {
     pub(crate) fn observe(&self, vp: u32, vtl: Vtl, now: u64, what: Observed) {
         if let Some(observer) = &self.observer {
             observer.observe(&Observation { now, vp, vtl, what });
+        }
+    }
+
+    pub(crate) fn tell_crash(&self, crash: &Crash) {
+        if let Some(observer) = &self.observer {
+            observer.crashed(crash);
         }
     }
 

@@ -9,9 +9,12 @@ pub trait Platform: Send + Sync {
 
     /// The processor takes an interrupt of the 8259 PIC pair: the vector that the pair supplies.
     fn acknowledge_interrupt(&self) -> u8;
+
+    /// The guest resets the machine.
+    fn reset(&self);
 }
 
-/// A machine without interrupt controllers whose VPs are all run by one caller, who enters them after whatever it does.
+/// A machine without interrupt controllers, that never resets, whose VPs are all run by one caller, who enters them after whatever it does.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Bare;
 
@@ -23,4 +26,6 @@ impl Platform for Bare {
         const SPURIOUS: u8 = 0x0F;
         SPURIOUS
     }
+
+    fn reset(&self) {}
 }

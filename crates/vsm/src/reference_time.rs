@@ -52,11 +52,15 @@ impl ReferenceClock {
         Ok(Self { scale, bias: AtomicU64::new(0), tscs: Mutex::new(tscs) })
     }
 
+    /// A number of ticks of the clock in units of the reference time, 100 ns.
+    pub(crate) fn units(&self, ticks: u64) -> u64 {
+        ((u128::from(ticks) * u128::from(self.scale)) >> 64) as u64
+    }
+
     /// The reference time, in 100 ns, when the clock shows `now`.
     pub(crate) fn time(&self, now: u64) -> u64 {
         let bias = self.bias.load(Ordering::Acquire);
-        let units = (u128::from(now.wrapping_add(bias)) * u128::from(self.scale)) >> 64;
-        (units as u64).wrapping_add_signed(self.offset(bias))
+        self.units(now.wrapping_add(bias)).wrapping_add_signed(self.offset(bias))
     }
 
     /// The first value of the clock at which the reference time has reached `time`; `None` if it never does.

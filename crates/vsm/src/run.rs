@@ -10,11 +10,14 @@ use tlfs::message::Message;
 use crate::startup::Activity;
 use crate::{Error, SwitchReason, Vp};
 
+/// RFLAGS.IF.
+const RFLAGS_IF: u64 = 1 << 9;
+
 /// What a VP does next.
 pub enum Entry<'a> {
     /// It runs this vCPU; its exit goes to [`Vp::exit`].
     Run(&'a mut dyn Vcpu),
-    /// It waits: it is halted and nothing is due, it is suspended, or it was not started yet.
+    /// It waits: it is halted or idle and nothing is due, it is suspended, or it was not started yet.
     Idle,
 }
 
@@ -42,7 +45,15 @@ impl Vp {
         let (state, partition) = self.active_in_partition();
         state.inject(partition.platform());
         let runs = state.activity == Activity::Running && !state.registers.suspended;
-        Ok(if runs { Entry::Run(state.vcpu.as_mut()) } else { Entry::Idle })
+        self.runtime.set_running(runs, now);
+        Ok(if runs { Entry::Run(self.active_mut().vcpu.as_mut()) } else { Entry::Idle })
+    }
+
+    /// Whether an interrupt of the active VTL's would wake the VP while it waits.
+    #[must_use]
+    pub fn hears_interrupts(&self) -> bool {
+        let state = self.active();
+        state.activity == Activity::Idle || state.vcpu.general().rflags & RFLAGS_IF != 0
     }
 
     /// The highest VTL above the active one that has something to do: a pending intercept, or an interrupt above its

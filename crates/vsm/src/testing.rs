@@ -1,7 +1,8 @@
 //! A guest without a processor, for tests: memory, VPs in 64-bit kernel mode, and hypercalls made as guests make them.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use engine::fake::FakeEngine;
 use engine::registers::{CS, R8, RAX, RBX, RCX, RDI, RDX, RSI, SS};
@@ -13,7 +14,8 @@ use tlfs::{CallCode, HvStatus, HypercallInput, HypercallResult, PartitionId, VpI
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::msr::MsrError;
-use crate::{Bare, Config, Disposition, Entry, Observation, Observer, Partition, Vp};
+use crate::partition::lock;
+use crate::{Bare, Config, Crash, Disposition, Entry, Observation, Observer, Partition, Platform, Vp};
 
 /// The RAM of test guests.
 pub(crate) const RAM: Range<u64> = 0..16 << 20;
@@ -28,13 +30,35 @@ pub(crate) const VMCALL: u8 = 3;
 /// #UD.
 pub(crate) const INVALID_OPCODE: Option<Event> = Some(Event::Exception { vector: 6, error_code: None });
 
-/// Remembers what it is told.
+/// A machine, and a watcher, that remembers what it is told.
 #[derive(Default)]
-pub(crate) struct Log(Mutex<Vec<Observation>>);
+pub(crate) struct Log {
+    observations: Mutex<Vec<Observation>>,
+    crashes: Mutex<Vec<Crash>>,
+    resets: AtomicU32,
+}
 
 impl Observer for Log {
     fn observe(&self, observation: &Observation) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(*observation);
+        lock(&self.observations).push(*observation);
+    }
+
+    fn crashed(&self, crash: &Crash) {
+        lock(&self.crashes).push(crash.clone());
+    }
+}
+
+impl Platform for Log {
+    fn wake(&self, vp: u32) {
+        Bare.wake(vp);
+    }
+
+    fn acknowledge_interrupt(&self) -> u8 {
+        Bare.acknowledge_interrupt()
+    }
+
+    fn reset(&self) {
+        self.resets.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -92,7 +116,7 @@ impl Guest {
         let config = Config { ram: vec![RAM], ..config };
         let observer = Some(Arc::clone(&log) as Arc<dyn Observer>);
         let partition =
-            Partition::new(config, Arc::new(engine), 2_000_000_000, Arc::new(Bare), observer).expect("a partition");
+            Partition::new(config, Arc::new(engine), 2_000_000_000, log.clone(), observer).expect("a partition");
         let vps = (0..partition.config().vps).map(|index| partition.create_vp(index).expect("a VP")).collect();
         let mut guest = Self { partition, vps, now: 0, log };
         for vp in &mut guest.vps {
@@ -141,7 +165,17 @@ impl Guest {
 
     /// What the observer saw since the last time.
     pub(crate) fn observations(&self) -> Vec<Observation> {
-        std::mem::take(&mut self.log.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut lock(&self.log.observations))
+    }
+
+    /// The crashes that were told since the last time.
+    pub(crate) fn crashes(&self) -> Vec<Crash> {
+        std::mem::take(&mut lock(&self.log.crashes))
+    }
+
+    /// How often the guest reset the machine.
+    pub(crate) fn resets(&self) -> u32 {
+        self.log.resets.load(Ordering::Relaxed)
     }
 
     /// Guest memory as a VTL sees it.

@@ -6,10 +6,12 @@ use chipset::LocalApic;
 use engine::{Access, AddressSpace, CpuidLeaf, Vcpu};
 use tlfs::{Vtl, VtlSet};
 
+use crate::crash::CrashRegisters;
 use crate::hypercall::Buffers;
 use crate::overlay::PlacedPage;
 use crate::platform_msr::PlatformMsrs;
 use crate::registers::VtlRegisters;
+use crate::runtime::Runtime;
 use crate::startup::Activity;
 use crate::synic::Synic;
 use crate::timers::Timers;
@@ -32,6 +34,7 @@ pub struct Vp {
     pub(crate) ended: Option<u8>,
     /// Registers that all VTLs share and no vCPU keeps.
     pub(crate) platform: PlatformMsrs,
+    pub(crate) runtime: Runtime,
 }
 
 /// What a VP has in every VTL of its own (TLFS 15.11.1).
@@ -42,6 +45,7 @@ pub(crate) struct VtlState {
     pub(crate) synic: Synic,
     pub(crate) apic: LocalApic,
     pub(crate) timers: Timers,
+    pub(crate) crash: CrashRegisters,
     pub(crate) registers: VtlRegisters,
     /// The VTL was entered and has not returned yet; always set for VTL0.
     pub(crate) entered: bool,
@@ -69,6 +73,7 @@ impl Vp {
             cpuid: Arc::default(),
             ended: None,
             platform: PlatformMsrs::default(),
+            runtime: Runtime::default(),
         };
         let started = vp.started;
         let state = vp.create_vtl(Vtl::ZERO)?;
@@ -99,6 +104,7 @@ impl Vp {
             entered: false,
             intercept_pending: false,
             activity: Activity::Running,
+            crash: CrashRegisters::default(),
             window: false,
         };
         self.enabled.insert(vtl);

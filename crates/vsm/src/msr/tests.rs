@@ -1,3 +1,4 @@
+use chipset::local_apic::{DeliveryMode, Interrupt};
 use engine::{Access, Completion, Exit, PAGE_SIZE};
 use tlfs::cpuid::PartitionPrivileges;
 use tlfs::msr::{self, HypercallMsr};
@@ -118,6 +119,9 @@ fn registers_without_a_privilege_do_not_exist() {
         (none.with_access_partition_reference_counter(true), msr::TIME_REF_COUNT),
         (none.with_access_partition_reference_tsc(true), msr::REFERENCE_TSC),
         (none.with_access_frequency_regs(true), msr::TSC_FREQUENCY),
+        (none.with_access_reset_reg(true), msr::RESET),
+        (none.with_access_vp_run_time_reg(true), msr::VP_RUNTIME),
+        (none.with_access_guest_idle_reg(true), msr::GUEST_IDLE),
         (none.with_access_synic_regs(true), msr::SCONTROL),
         (none.with_access_synic_regs(true), msr::SINT15),
         (none.with_access_intr_ctrl_regs(true), msr::TPR),
@@ -134,7 +138,7 @@ fn registers_without_a_privilege_do_not_exist() {
         assert!(vp.read_msr(vtl(0), index, 0).is_err(), "{index:#x}");
     }
     let mut guest = Guest::new(Config::default());
-    for index in [msr::RESET, msr::GUEST_IDLE, msr::CRASH_CTL, 0x4000_0FFF] {
+    for index in [msr::TSC_INVARIANT_CONTROL, msr::SIRBP, msr::REENLIGHTENMENT_CONTROL, 0x4000_0FFF] {
         assert_eq!(guest.read_msr(0, index), None, "{index:#x} is not offered");
         assert!(!guest.write_msr(0, index, 0), "{index:#x}");
     }
@@ -196,6 +200,43 @@ fn the_reference_tsc_page_is_of_the_partition() {
     assert_eq!(word(&guest, 0, PAGE), 1);
     assert!(guest.write_msr(1, msr::REFERENCE_TSC, 0));
     assert!(!guest.space(0).is_overlay(PAGE / PAGE_SIZE));
+}
+
+#[test]
+fn a_guest_resets_the_machine() {
+    let mut guest = Guest::new(Config::default());
+    assert!(guest.write_msr(0, msr::RESET, 0) && guest.resets() == 0);
+    assert!(guest.write_msr(0, msr::RESET, 1));
+    assert_eq!((guest.resets(), guest.read_msr(0, msr::RESET)), (1, Some(0)));
+}
+
+#[test]
+fn an_idle_vp_wakes_for_an_interrupt_that_it_cannot_take() {
+    let mut guest = Guest::in_vtl(1);
+    assert!(!guest.write_msr(0, msr::GUEST_IDLE, 0));
+    for request in [Interrupt::fixed(0x30), Interrupt { mode: DeliveryMode::Nmi, vector: 0, level: false }] {
+        guest.exit(0, Exit::ReadMsr { index: msr::GUEST_IDLE });
+        assert!(!guest.enter(0) && !guest.enter(0) && guest.vps[0].hears_interrupts());
+        guest.vps[0].active_mut().apic.deliver(request);
+        // RFLAGS.IF is clear.
+        assert!(guest.enter(0), "{request:?}");
+        guest.exit(0, Exit::ReadMsr { index: msr::VP_INDEX });
+        assert!(guest.enter(0), "it is not idle any more");
+        guest.vps[0].active_mut().apic.reset();
+    }
+}
+
+#[test]
+fn a_higher_vtls_interrupt_does_not_end_the_idle_state_of_a_lower_one() {
+    let mut guest = Guest::with_vtls(1);
+    guest.exit(0, Exit::ReadMsr { index: msr::GUEST_IDLE });
+    assert!(!guest.enter(0));
+    guest.vps[0].state_mut(vtl(1)).unwrap().apic.deliver(Interrupt::fixed(0x30));
+    assert!(guest.enter(0));
+    assert_eq!(guest.active(0), 1);
+    guest.vps[0].active_mut().apic.reset();
+    guest.vtl_return(0, true);
+    assert!(!guest.enter(0));
 }
 
 #[test]

@@ -217,6 +217,8 @@ pub(super) static REGISTERS: &[Register] = &[
     read_only(Name::FeaturesInfo, Scope::Partition, |view, _| cpuid(view, tlfs::cpuid::RECOMMENDATIONS)),
     read_only(Name::ImplementationLimitsInfo, Scope::Partition, |view, _| cpuid(view, tlfs::cpuid::LIMITS)),
     read_only(Name::HardwareFeaturesInfo, Scope::Partition, |view, _| cpuid(view, tlfs::cpuid::HARDWARE_FEATURES)),
+    msrs(Name::GuestCrashP0, 5, Scope::Private, msr::CRASH_P0, 1).reset(0),
+    msr(Name::GuestCrashCtl, Scope::Private, msr::CRASH_CTL).kind(Kind::Derived),
     private(
         Name::PendingInterruption,
         64,
@@ -391,6 +393,7 @@ pub(super) static REGISTERS: &[Register] = &[
     msrs(Name::ApicLvtTimer, 7, Scope::Private, 0x832, 1).kind(Kind::Derived),
     msr(Name::ApicCurrentCount, Scope::Private, 0x839).kind(Kind::ReadOnly),
     msrs(Name::ApicDivide, 2, Scope::Private, 0x83E, 1).kind(Kind::Derived),
+    msr(Name::VpRuntime, Scope::Shared, msr::VP_RUNTIME).kind(Kind::ReadOnly),
     msr(Name::Hypercall, Scope::Partition, msr::HYPERCALL),
     msr(Name::GuestOsId, Scope::Partition, msr::GUEST_OS_ID),
     msr(Name::VpIndex, Scope::Shared, msr::VP_INDEX).kind(Kind::ReadOnly),
