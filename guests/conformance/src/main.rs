@@ -4,8 +4,10 @@
 #![no_std]
 #![no_main]
 
+mod arrivals;
 mod checks;
 mod details;
+mod others;
 mod probes;
 mod secure;
 mod suite;

@@ -3,7 +3,7 @@
 use arrayvec::ArrayVec;
 use runtime::calls::{self, MOST_PAGES, PARTITION_SELF, VP_SELF, header, protect_result, set_register, target};
 use runtime::cell::Global;
-use runtime::context::VTLS;
+use runtime::context::{PROCESSORS, VTLS};
 use runtime::exceptions::{self, Exception};
 use runtime::vtl::{self, Entry, assist_page, run_in};
 use runtime::{context, interrupts, messages, port, println};
@@ -54,6 +54,8 @@ struct Watch {
     return_registers: (u64, u64),
     /// A function that replaces the usual treatment of a VTL call.
     on_call: Option<fn(&mut Entry<'_>)>,
+    /// A function that replaces the usual treatment of other entries.
+    on_interrupt: Option<fn()>,
 }
 
 impl Watch {
@@ -65,18 +67,24 @@ impl Watch {
         reason: VtlEntryReason::Reserved,
         return_registers: (0, 0),
         on_call: None,
+        on_interrupt: None,
     };
 }
 
-static WATCHES: Global<[Watch; VTLS]> = Global::new([const { Watch::NEW }; VTLS]);
+static WATCHES: Global<[[Watch; VTLS]; PROCESSORS]> = Global::new([const { [const { Watch::NEW }; VTLS] }; PROCESSORS]);
 /// What the checks took from VTL0, to be given back: the protecting VTL and the pages.
 static PROTECTED: Global<ArrayVec<(u8, u64), 64>> = Global::new(ArrayVec::new_const());
 
 fn watch(vtl: u8) -> &'static mut Watch {
-    assert!((vtl as usize) < VTLS);
+    watch_on(context::current_processor(), vtl)
+}
+
+fn watch_on(processor: u32, vtl: u8) -> &'static mut Watch {
+    let (processor, vtl) = (processor as usize, vtl as usize);
+    assert!(processor < PROCESSORS && vtl < VTLS);
     // SAFETY: the index is inside the array. A VTL's watch is used by that VTL while it runs and by the runner while it
     // does not, and no reference outlives the statement that it is made for.
-    unsafe { &mut *WATCHES.pointer().cast::<Watch>().add(vtl as usize) }
+    unsafe { &mut *WATCHES.pointer().cast::<Watch>().add(processor * VTLS + vtl) }
 }
 
 /// The handler of every VTL above 0.
@@ -92,6 +100,10 @@ pub fn serve(entry: &mut Entry<'_>) {
     watch(vtl).interrupts += 1;
     watch(vtl).reason = entry.reason;
     watch(vtl).return_registers = return_registers();
+    if let Some(function) = watch(vtl).on_interrupt {
+        guard(vtl);
+        return function();
+    }
     let mut any = false;
     while let Some(message) = messages::take(0) {
         any = true;
@@ -167,6 +179,17 @@ pub fn in_vtl<R>(vtl: u8, function: impl FnOnce() -> R) -> Outcome<R> {
 /// Replaces what a VTL does on the VTL calls that follow, until the check ends or [`serve_requests`].
 pub fn on_call(vtl: u8, function: fn(&mut Entry<'_>)) {
     watch(vtl).on_call = Some(function);
+}
+
+/// Replaces what a VTL of this processor does when it is entered but by a VTL call, until the check ends.
+pub fn on_interrupt(vtl: u8, function: fn()) {
+    watch(vtl).on_interrupt = Some(function);
+}
+
+/// How often a VTL of a processor was entered but by a VTL call, since the check began or began to watch.
+pub fn interruptions(processor: u32, vtl: u8) -> u32 {
+    // SAFETY: the counter is read at once; the VTL may change it at any time.
+    unsafe { (&raw const watch_on(processor, vtl).interrupts).read_volatile() }
 }
 
 /// Lets a VTL run requests on VTL calls again.
@@ -256,8 +279,10 @@ pub fn intercepts(policy: Policy, function: impl FnOnce()) -> Seen {
 
 /// Gives back to VTL0 what a check took from it.
 pub fn clean_up() {
+    for processor in 0..PROCESSORS as u32 {
+        (1..VTLS as u8).for_each(|vtl| *watch_on(processor, vtl) = Watch::NEW);
+    }
     for vtl in 1..VTLS as u8 {
-        *watch(vtl) = Watch::NEW;
         // SAFETY: nothing else refers to the list now.
         let list = unsafe { &mut *PROTECTED.pointer() };
         let pages: ArrayVec<u64, 64> = list.iter().filter(|entry| entry.0 == vtl).map(|entry| entry.1).collect();

@@ -59,9 +59,13 @@ runtime_start:
     lea ebx, [runtime_boot_pointers + 7]
     mov [runtime_boot_map], ebx
     mov dword ptr [runtime_boot_map + 4], 0
+    lea ebp, [4f]
+
+    // Where all processors go from 32-bit to 64-bit mode, to continue at EBP.
+    .global runtime_enter_long_mode
+runtime_enter_long_mode:
     lea ebx, [runtime_boot_map]
     mov cr3, ebx
-
     // CR4: PAE, OSFXSR, OSXMMEXCPT. EFER: SCE, LME, NXE. CR0: PE, MP, NE, WP, PG, without EM.
     mov ebx, cr4
     or ebx, 0x620
@@ -77,8 +81,7 @@ runtime_start:
 
     lgdt [runtime_boot_gdt_pointer]
     push 0x08
-    lea ebx, [4f]
-    push ebx
+    push ebp
     retf
 
     .code64
@@ -97,10 +100,12 @@ runtime_start:
 
     .section .rodata.boot, "a", @progbits
     .balign 8
+    .global runtime_boot_gdt
 runtime_boot_gdt:
     .quad 0
     .quad 0x00AF9B000000FFFF
     .quad 0x00CF93000000FFFF
+    .quad 0x00CF9B000000FFFF
 runtime_boot_gdt_pointer:
     .word . - runtime_boot_gdt - 1
     .long runtime_boot_gdt

@@ -1,6 +1,8 @@
 //! The hypercalls that every guest of several VTLs needs, as functions.
 
+use tlfs::context::InitialVpContext;
 use tlfs::{CallCode, HvStatus, HypercallInput, HypercallResult, InputVtl, RegisterName, RegisterValue, Vtl};
+use zerocopy::IntoBytes;
 
 use crate::hypercall::{pages as pages_of_parameters, rep, rep_in_place, slow};
 
@@ -71,6 +73,22 @@ pub unsafe fn set_register_of(header: [u64; 2], name: RegisterName, value: Regis
 pub unsafe fn set_register(vtl: InputVtl, name: RegisterName, value: u64) -> Result<(), HvStatus> {
     // SAFETY: the caller answers for the register.
     unsafe { set_register_of(header(PARTITION_SELF, VP_SELF, vtl), name, value.into()) }
+}
+
+/// A call that takes the state of a VTL of a VP: HvCallEnableVpVtl or HvCallStartVirtualProcessor.
+pub(crate) fn with_context(
+    code: CallCode,
+    partition: u64,
+    vp: u32,
+    vtl: u8,
+    context: &InitialVpContext,
+) -> Result<(), HvStatus> {
+    let mut input = [0; 2 + size_of::<InitialVpContext>() / 8];
+    input[0] = partition;
+    input[1] = u64::from(vp) | u64::from(vtl) << 32;
+    input[2..].as_mut_bytes().copy_from_slice(context.as_bytes());
+    // SAFETY: the context starts something that does not run yet, on memory of its own.
+    done(unsafe { slow(HypercallInput::simple(code), &input, &mut []) })
 }
 
 /// HvCallEnablePartitionVtl.

@@ -2,9 +2,12 @@
 
 use core::arch::asm;
 
-use crate::context;
+use crate::{apic, context};
 
-/// Counts an interrupt of the VTL that runs and calls its handler.
+/// The first vector that is not an exception.
+const FIRST: u8 = 32;
+
+/// Counts an interrupt of the VTL that runs and calls its handler. Without one, it is ended if that is needed.
 pub(crate) fn take(vector: u8) {
     let context = context::current();
     // SAFETY: the context is valid; only this handler and code that waits for it use the counters, and handlers change
@@ -14,8 +17,11 @@ pub(crate) fn take(vector: u8) {
         counter.write_volatile(counter.read_volatile().wrapping_add(1));
         (&raw const (*context).interrupt_handlers[vector as usize]).read_volatile()
     };
-    if let Some(handler) = handler {
-        handler(vector);
+    match handler {
+        Some(handler) => handler(vector),
+        // What the 8259 PIC or an automatic end of interrupt leaves is not in service.
+        None if vector >= FIRST && apic::bit(apic::register::ISR, vector) => apic::end_of_interrupt(vector),
+        None => {}
     }
 }
 
@@ -32,7 +38,8 @@ pub fn taken_on(processor: u32, vtl: u8, vector: u8) -> u32 {
     unsafe { (&raw const (*context::on(processor, vtl)).interrupts[vector as usize]).read_volatile() }
 }
 
-/// Sets what is done about an interrupt in the VTL that runs, besides counting it. It is called with interrupts off.
+/// Sets what is done about an interrupt in the VTL that runs, besides counting it; it is called with interrupts off. With
+/// `None` the interrupt is ended at the local APIC if it is in service there.
 pub fn set_handler(vector: u8, handler: Option<fn(u8)>) {
     // SAFETY: the context is valid; the field is written at once as far as handlers can see.
     unsafe { (&raw mut (*context::current()).interrupt_handlers[vector as usize]).write_volatile(handler) };

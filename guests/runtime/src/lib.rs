@@ -6,6 +6,7 @@
 #![no_std]
 #![warn(missing_docs)]
 
+pub mod apic;
 mod boot;
 pub mod calls;
 pub mod cell;
@@ -20,8 +21,11 @@ pub mod multiboot;
 pub mod pages;
 pub mod paging;
 pub mod port;
+pub mod processors;
 pub mod real_mode;
 pub mod registers;
 pub mod serial;
+pub mod startup;
+pub mod time;
 pub mod user;
 pub mod vtl;

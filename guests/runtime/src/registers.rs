@@ -102,6 +102,8 @@ pub mod msr {
     pub const PAT: u32 = 0x277;
     /// IA32_EFER.
     pub const EFER: u32 = 0xC000_0080;
+    /// IA32_TSC_DEADLINE.
+    pub const TSC_DEADLINE: u32 = 0x6E0;
     /// IA32_STAR.
     pub const STAR: u32 = 0xC000_0081;
     /// IA32_LSTAR.

@@ -8,13 +8,12 @@ use core::arch::global_asm;
 use tlfs::assist_page::{VpAssistPage, VtlEntryReason};
 use tlfs::context::InitialVpContext;
 use tlfs::registers::{SegmentAttributes, SegmentRegister, TableRegister};
-use tlfs::{CallCode, HvStatus, HypercallInput};
-use zerocopy::IntoBytes;
+use tlfs::{CallCode, HvStatus};
 
 use crate::calls::{self, PARTITION_SELF};
 use crate::context::{self, AlignedPage, KERNEL_CODE, KERNEL_DATA, TASK, Tables, VTL_RETURN};
 use crate::exceptions::{self, Exception};
-use crate::hypercall::{self, RAX, RCX, Registers, call_with, slow};
+use crate::hypercall::{self, RAX, RCX, Registers, call_with};
 use crate::registers::{cr0, cr3, cr4, msr, read_msr};
 use crate::{interface, port, println};
 
@@ -211,16 +210,7 @@ pub fn initial_context(tables: &Tables, page_tables: u64) -> InitialVpContext {
 /// # Errors
 /// The call's status.
 pub fn enable_vp_vtl(partition: u64, vp: u32, vtl: u8, context: &InitialVpContext) -> Result<(), HvStatus> {
-    let mut input = [0; 2 + size_of::<InitialVpContext>() / 8];
-    input[0] = partition;
-    input[1] = u64::from(vp) | u64::from(vtl) << 32;
-    input[2..].as_mut_bytes().copy_from_slice(context.as_bytes());
-    let control = HypercallInput::simple(CallCode::EnableVpVtl);
-    // SAFETY: the context starts a VTL that does not run yet, on memory of its own.
-    match unsafe { slow(control, &input, &mut []) }.status() {
-        HvStatus::Success => Ok(()),
-        status => Err(status),
-    }
+    calls::with_context(CallCode::EnableVpVtl, partition, vp, vtl, context)
 }
 
 /// Says what a VTL of a processor shall do when it is entered.

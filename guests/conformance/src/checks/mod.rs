@@ -1,5 +1,7 @@
 //! The checks, by subject. Groups are in the order in which a guest gets at what they need.
 
+mod apic_msr;
+mod apic_timer;
 mod discovery;
 mod enable_partition;
 mod enable_vp;
@@ -8,6 +10,8 @@ mod harness;
 mod intercept_access;
 mod intercept_delivery;
 mod intercept_message;
+mod local_apic;
+mod local_apic_modes;
 mod locked;
 mod mode_based;
 mod msr_hypercall;
@@ -24,6 +28,7 @@ mod registers_read;
 mod registers_vsm;
 mod registers_write;
 mod shared;
+mod startup;
 mod third_vtl;
 mod third_vtl_memory;
 mod translate;
@@ -53,6 +58,11 @@ pub const ALL: &[Group] = &[
     group(parser::prepare, parser::CHECKS),
     group(parser::prepare, parser_registers::CHECKS),
     group(parser::prepare, environment::CHECKS),
+    group(local_apic::prepare, local_apic::CHECKS),
+    group(local_apic::prepare, local_apic_modes::CHECKS),
+    group(local_apic::prepare, apic_timer::CHECKS),
+    group(apic_msr::prepare, apic_msr::CHECKS),
+    group(nothing, startup::CHECKS),
     group(nothing, enable_partition::CHECKS),
     group(enable_partition::prepare, enable_vp::CHECKS),
     group(enable_vp::prepare, vtl_call::CHECKS),
