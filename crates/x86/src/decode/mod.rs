@@ -113,7 +113,9 @@ impl Cpu {
         } else {
             handlers::find(instruction)
         };
-        let op = operands::op(instruction, start, self.mode.code_size, selected.handler);
+        // RIP is already behind a system instruction when it executes, and at the start of the block for others.
+        let origin = if selected.system { instruction.next_ip() } else { start };
+        let op = operands::op(instruction, origin, self.mode.code_size, selected.handler);
         let condition = (self.mode.code_size == 8 && instruction.is_jcc_short_or_near())
             .then(|| (instruction.condition_code() as usize).wrapping_sub(1));
         let modifies = instruction.rflags_modified() & ALL_FLAGS;

@@ -19,8 +19,8 @@ pub(super) fn number(register: Register) -> u8 {
     }
 }
 
-/// Makes the operation of an instruction in a block that starts at `start`.
-pub(super) fn op(instruction: &Instruction, start: u64, code_size: u8, handler: Handler) -> Op {
+/// Makes the operation of an instruction. RIP is `origin` when it executes.
+pub(super) fn op(instruction: &Instruction, origin: u64, code_size: u8, handler: Handler) -> Op {
     let mut op = Op {
         handler,
         immediate: 0,
@@ -55,7 +55,7 @@ pub(super) fn op(instruction: &Instruction, start: u64, code_size: u8, handler: 
                 }
             }
             OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
-                op.displacement = instruction.near_branch_target().wrapping_sub(start) as i64;
+                op.displacement = instruction.near_branch_target().wrapping_sub(origin) as i64;
             }
             OpKind::FarBranch16 | OpKind::FarBranch32 => {
                 op.immediate =
@@ -70,7 +70,7 @@ pub(super) fn op(instruction: &Instruction, start: u64, code_size: u8, handler: 
             OpKind::Register => {}
             // ENTER's nesting level.
             OpKind::Immediate8_2nd => op.c = instruction.immediate8_2nd(),
-            OpKind::Memory => memory(&mut op, instruction, start, code_size),
+            OpKind::Memory => memory(&mut op, instruction, origin, code_size),
             OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => string(&mut op, instruction, 2),
             OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => string(&mut op, instruction, 4),
             OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => string(&mut op, instruction, 8),
@@ -88,7 +88,7 @@ fn string(op: &mut Op, instruction: &Instruction, address_size: u8) {
     op.segment = number(instruction.memory_segment());
 }
 
-fn memory(op: &mut Op, instruction: &Instruction, start: u64, code_size: u8) {
+fn memory(op: &mut Op, instruction: &Instruction, origin: u64, code_size: u8) {
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
     op.has_memory = true;
     op.segment = number(instruction.memory_segment());
@@ -102,7 +102,7 @@ fn memory(op: &mut Op, instruction: &Instruction, start: u64, code_size: u8) {
     op.index = register(index);
     if matches!(base, Register::RIP | Register::EIP) {
         op.base = INSTRUCTION_POINTER;
-        op.displacement = instruction.memory_displacement64().wrapping_sub(start) as i64;
+        op.displacement = instruction.memory_displacement64().wrapping_sub(origin) as i64;
     } else {
         op.base = register(base);
     }

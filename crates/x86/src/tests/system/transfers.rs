@@ -418,3 +418,18 @@ fn time_can_be_reserved_for_the_kernel() {
     guest.cpu.system_mut().cr4 |= 1 << 2;
     guest.faults(13, Some(0), CODE);
 }
+
+#[test]
+fn tables_are_loaded_relative_to_rip() {
+    let mut guest = Guest::system(|code| {
+        let mut table = code.create_label();
+        // With a plain instruction before it, LIDT is not where its block starts.
+        code.mov(eax, 5)?;
+        code.lidt(ptr(table))?;
+        code.hlt()?;
+        code.set_label(&mut table)?;
+        code.db(&[0xFF, 0x01, 0x00, 0x20, 0, 0, 0, 0, 0, 0])
+    });
+    guest.halts();
+    assert_eq!((guest.cpu.system().idtr.base, guest.cpu.system().idtr.limit), (0x2000, 0x1FF));
+}
