@@ -11,6 +11,7 @@ mod others;
 mod probes;
 mod secure;
 mod suite;
+mod synic;
 
 use runtime::{interface, port, println};
 

@@ -2,7 +2,7 @@
 
 mod apic_msr;
 mod apic_timer;
-mod discovery;
+pub mod discovery;
 mod enable_partition;
 mod enable_vp;
 mod environment;
@@ -14,16 +14,18 @@ mod local_apic;
 mod local_apic_modes;
 mod locked;
 mod mode_based;
-mod msr_hypercall;
+pub mod msr_hypercall;
 mod msr_synthetic;
 mod overlay;
 mod parser;
 mod parser_registers;
 mod private;
 mod private_synthetic;
+mod processor_msr;
 mod protection;
 mod protection_config;
 mod protection_rules;
+mod reference_tsc;
 mod registers_read;
 mod registers_vsm;
 mod registers_write;
@@ -31,6 +33,8 @@ mod shared;
 mod startup;
 mod third_vtl;
 mod third_vtl_memory;
+mod timer_direct;
+mod timer_message;
 mod translate;
 mod translate_lower;
 mod vtl_call;
@@ -62,7 +66,11 @@ pub const ALL: &[Group] = &[
     group(local_apic::prepare, local_apic_modes::CHECKS),
     group(local_apic::prepare, apic_timer::CHECKS),
     group(apic_msr::prepare, apic_msr::CHECKS),
+    group(timer_message::prepare, timer_message::CHECKS),
+    group(timer_direct::prepare, timer_direct::CHECKS),
+    group(reference_tsc::prepare, reference_tsc::CHECKS),
     group(nothing, startup::CHECKS),
+    group(nothing, processor_msr::CHECKS),
     group(nothing, enable_partition::CHECKS),
     group(enable_partition::prepare, enable_vp::CHECKS),
     group(enable_vp::prepare, vtl_call::CHECKS),
