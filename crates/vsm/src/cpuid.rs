@@ -21,6 +21,8 @@ const OFFERED: PartitionPrivileges = PartitionPrivileges::new()
     .with_access_reset_reg(true)
     .with_access_guest_idle_reg(true)
     .with_access_frequency_regs(true)
+    .with_post_messages(true)
+    .with_signal_events(true)
     .with_access_vsm(true)
     .with_access_vp_registers(true)
     .with_start_virtual_processor(true);

@@ -1,13 +1,17 @@
 //! What a VP gets from others: other VPs, devices and the host. They put it into an inbox, of which there is one per VP
 //! and VTL; the VP takes it out when it is entered next. So nobody needs to stop a VP to interrupt it.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use chipset::local_apic::{DeliveryMode, Interrupt, Ipi, IpiTarget, Lint, Message, Routing, VectorSet};
+use engine::OverlayPage;
 use tlfs::{Vtl, VtlSet};
 
+use crate::connections::Letter;
 use crate::partition::lock;
+use crate::reference_time::ReferenceClock;
+use crate::synic::{self, Readiness};
 use crate::vp::VtlState;
 use crate::{Partition, Vp};
 
@@ -23,6 +27,10 @@ pub(crate) struct Inbox {
 struct VtlInbox {
     /// The [`Routing`] of its local APIC.
     routing: AtomicU64,
+    /// The [`Readiness`] of its SynIC.
+    readiness: AtomicU32,
+    /// Its event flags page, from the time that the VTL is enabled.
+    event_flags: OnceLock<Arc<dyn OverlayPage>>,
     letters: Mutex<Letters>,
 }
 
@@ -39,6 +47,10 @@ pub(crate) struct Letters {
     start_up: u8,
     /// The new level of the 8259 PIC's output.
     external: Option<bool>,
+    /// Messages for SINTs, of which the ports' buffers limit the number.
+    messages: Vec<Letter>,
+    /// SINTs of which an event flag was set.
+    events: u16,
 }
 
 impl Letters {
@@ -62,7 +74,7 @@ impl Letters {
     }
 
     /// Gives everything to the VP.
-    fn deliver(mut self, state: &mut VtlState) {
+    fn deliver(mut self, state: &mut VtlState, clock: &ReferenceClock, now: u64) {
         while let Some(vector) = self.requests.highest() {
             self.requests.remove(vector);
             let level = self.levels.contains(vector);
@@ -75,6 +87,11 @@ impl Letters {
         }
         if let Some(level) = self.external {
             state.apic.set_lint(Lint::Zero, level);
+        }
+        state.interrupt_sints(self.events);
+        if !self.messages.is_empty() {
+            self.messages.into_iter().for_each(|letter| state.synic.post(letter));
+            state.deliver_messages(clock, now);
         }
     }
 }
@@ -89,6 +106,10 @@ impl Inbox {
         self.vtls
             .get(vtl.index())
             .map_or(Routing::DISABLED, |inbox| Routing::from_bits(inbox.routing.load(Ordering::Acquire)))
+    }
+
+    fn vtl(&self, vtl: Vtl) -> Option<&VtlInbox> {
+        self.vtls.get(vtl.index())
     }
 
     /// Puts something in; says whether the VP must be told.
@@ -151,6 +172,28 @@ impl Partition {
         self.put(vp, vtl, |letters| letters.add(interrupt));
     }
 
+    /// What the SynIC of a VP in a VTL can take.
+    pub(crate) fn readiness(&self, vp: u32, vtl: Vtl) -> Readiness {
+        let inbox = self.inboxes().get(vp as usize).and_then(|inbox| inbox.vtl(vtl));
+        inbox.map_or(Readiness::NONE, |inbox| Readiness::from_bits(inbox.readiness.load(Ordering::Acquire)))
+    }
+
+    /// Sends a message to the SynIC of a VP in a VTL.
+    pub(crate) fn send_message(&self, vp: u32, vtl: Vtl, letter: Letter) {
+        self.put(vp, vtl, |letters| letters.messages.push(letter));
+    }
+
+    /// Sets an event flag of a VP in a VTL and interrupts it; says whether the flag was clear.
+    pub(crate) fn set_event_flag(&self, vp: u32, vtl: Vtl, sint: u8, flag: u16) -> bool {
+        let inbox = self.inboxes().get(vp as usize).and_then(|inbox| inbox.vtl(vtl));
+        let Some(page) = inbox.and_then(|inbox| inbox.event_flags.get()) else { return false };
+        let new = synic::set_event_flag(&**page, sint.into(), flag.into());
+        if new {
+            self.put(vp, vtl, |letters| letters.events |= 1 << sint);
+        }
+        new
+    }
+
     /// Puts something into a VP's inbox and wakes the VP. There may be no such VP.
     fn put(&self, vp: u32, vtl: Vtl, write: impl FnOnce(&mut Letters)) {
         if let Some(inbox) = self.inboxes().get(vp as usize)
@@ -163,13 +206,13 @@ impl Partition {
 
 impl Vp {
     /// Takes in what others sent.
-    pub(crate) fn collect(&mut self) {
+    pub(crate) fn collect(&mut self, now: u64) {
         let Some(inbox) = self.partition.inboxes().get(self.index() as usize) else { return };
         let waiting = inbox.take_waiting();
         for vtl in waiting.iter() {
             let letters = self.partition.inboxes()[self.index() as usize].take(vtl);
-            if let Some(state) = self.state_mut(vtl) {
-                letters.deliver(state);
+            if let Some((state, partition)) = self.state_in_partition(vtl) {
+                letters.deliver(state, &partition.time, now);
             }
         }
     }
@@ -179,6 +222,15 @@ impl Vp {
         let inbox = self.partition.inboxes().get(self.index() as usize);
         if let (Some(inbox), Some(state)) = (inbox.and_then(|inbox| inbox.vtls.get(vtl.index())), self.state(vtl)) {
             inbox.routing.store(state.apic.routing().to_bits(), Ordering::Release);
+        }
+    }
+
+    /// Tells senders about the SynIC of a VTL, after its registers changed.
+    pub(crate) fn publish_synic(&self, vtl: Vtl) {
+        let inbox = self.partition.inboxes().get(self.index() as usize).and_then(|inbox| inbox.vtl(vtl));
+        if let (Some(inbox), Some(state)) = (inbox, self.state(vtl)) {
+            inbox.event_flags.get_or_init(|| state.synic.siefp.share());
+            inbox.readiness.store(state.synic.readiness().to_bits(), Ordering::Release);
         }
     }
 

@@ -5,6 +5,7 @@
 mod assist_page;
 mod code_page;
 mod config;
+pub mod connections;
 mod cpuid;
 mod crash;
 mod error;

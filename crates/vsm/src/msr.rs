@@ -6,14 +6,12 @@ mod tests;
 use engine::{EngineError, PAGE_SHIFT};
 use tlfs::Vtl;
 use tlfs::cpuid::PartitionPrivileges;
-use tlfs::msr::{self, CrashControl, HypercallMsr, Scontrol, Sint};
+use tlfs::msr::{self, CrashControl, HypercallMsr};
 
 use crate::interrupts::{APIC_FREQUENCY, owns_msr};
 use crate::overlay::is_within;
 use crate::{Error, Vp};
 
-/// The version of the SynIC (SVERSION, TLFS 11.8.2).
-const SYNIC_VERSION: u64 = 1;
 /// The bit of HV_X64_MSR_RESET that resets.
 const RESET_NOW: u64 = 1;
 
@@ -56,15 +54,10 @@ impl Vp {
             msr::TSC_FREQUENCY => partition.tsc_frequency.get(),
             msr::APIC_FREQUENCY => APIC_FREQUENCY.get(),
             msr::VP_ASSIST_PAGE => state.assist.register(),
-            msr::SCONTROL => state.synic.control().into(),
-            msr::SVERSION => SYNIC_VERSION,
-            msr::SIEFP => state.synic.siefp.register(),
-            msr::SIMP => state.synic.simp.register(),
-            msr::EOM => 0,
             msr::CRASH_P0..=msr::CRASH_CTL => state.crash.read(index),
             msr::VSM_CAPABILITIES => partition.vsm_capabilities().into(),
             msr::STIMER0_CONFIG..=msr::STIMER3_COUNT => state.timers.read(index),
-            msr::SINT0..=msr::SINT15 => state.synic.sint((index - msr::SINT0) as usize).ok_or(MsrError::Fault)?.into(),
+            msr::SCONTROL..=msr::EOM | msr::SINT0..=msr::SINT15 => state.synic.read(index),
             _ if owns_msr(index) => return state.read_apic_msr(index, now),
             _ => return self.platform.read(index, now).ok_or(MsrError::Fault),
         })
@@ -83,20 +76,10 @@ impl Vp {
             msr::RESET => {}
             msr::REFERENCE_TSC => self.partition.set_reference_tsc_msr(vtl, value)?,
             msr::VP_ASSIST_PAGE => state.assist.place(&*state.space, value, bits)?,
-            msr::SCONTROL => {
-                state.synic.set_control(Scontrol::from(value));
-                self.deliver_messages(vtl, now);
-            }
-            msr::SIEFP => state.synic.siefp.place(&*state.space, value, bits)?,
-            msr::SIMP => {
-                state.synic.simp.place(&*state.space, value, bits)?;
-                self.deliver_messages(vtl, now);
-            }
-            msr::EOM => self.deliver_messages(vtl, now),
-            msr::SINT0..=msr::SINT15 => {
-                if !state.synic.set_sint((index - msr::SINT0) as usize, Sint::from(value)) {
-                    return Err(MsrError::Fault);
-                }
+            msr::SCONTROL..=msr::EOM | msr::SINT0..=msr::SINT15 => {
+                state.synic.write(index, value, &*state.space, bits)?;
+                state.deliver_messages(&partition.time, now);
+                self.publish_synic(vtl);
             }
             msr::STIMER0_CONFIG..=msr::STIMER3_COUNT => state.write_timer(index, value, &partition.time, now),
             msr::CRASH_P0..=msr::CRASH_P4 => state.crash.set_parameter(index, value),
@@ -111,7 +94,6 @@ impl Vp {
             | msr::TIME_REF_COUNT
             | msr::TSC_FREQUENCY
             | msr::APIC_FREQUENCY
-            | msr::SVERSION
             | msr::VSM_CAPABILITIES => {
                 return Err(MsrError::Fault);
             }

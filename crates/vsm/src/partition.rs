@@ -9,6 +9,7 @@ use tlfs::cpuid::PartitionPrivileges;
 use tlfs::{Vtl, VtlSet};
 
 use crate::code_page::EntryInstruction;
+use crate::connections::Connections;
 use crate::inbox::Inbox;
 use crate::overlay::PlacedPage;
 use crate::protections::Protections;
@@ -27,6 +28,7 @@ pub struct Partition {
     /// Ticks of the clock in a second.
     pub(crate) tsc_frequency: NonZeroU64,
     pub(crate) time: ReferenceClock,
+    pub(crate) connections: Connections,
     privileges: PartitionPrivileges,
     physical_address_bits: u8,
     platform: Arc<dyn Platform>,
@@ -96,6 +98,7 @@ impl Partition {
             engine,
             tsc_frequency,
             time,
+            connections: Connections::default(),
             privileges,
             physical_address_bits,
             platform,

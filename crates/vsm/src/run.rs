@@ -27,7 +27,7 @@ impl Vp {
     /// # Errors
     /// If the engine failed.
     pub fn enter(&mut self, now: u64) -> Result<Entry<'_>, Error> {
-        self.collect();
+        self.collect(now);
         // The timers of VTLs that do not run go on.
         let (states, partition) = self.states_in_partition();
         for state in states {

@@ -6,16 +6,20 @@ use std::mem::offset_of;
 use chipset::local_apic::Interrupt;
 use engine::{Access, AddressSpace, EngineError, OverlayPage};
 use tlfs::Vtl;
-use tlfs::message::{MESSAGE_SIZE, Message, MessageFlags, MessageHeader, MessageType, TimerExpired};
-use tlfs::msr::{SINT_COUNT, Scontrol, Sint};
+use tlfs::message::{EVENT_FLAGS_SIZE, MESSAGE_SIZE, Message, MessageFlags, MessageHeader, MessageType, TimerExpired};
+use tlfs::msr::{self, SINT_COUNT, Scontrol, Sint};
 use zerocopy::IntoBytes;
 
+use crate::connections::Letter;
+use crate::msr::MsrError;
 use crate::overlay::PlacedPage;
 use crate::reference_time::ReferenceClock;
 use crate::vp::{Vp, VtlState};
 
 /// The SINT that intercept messages arrive at (TLFS 11.9).
 pub(crate) const INTERCEPT_SINT: usize = 0;
+/// The version of the SynIC (SVERSION, TLFS 11.8.2).
+const VERSION: u64 = 1;
 /// Most intercept messages that wait for their slot.
 const INTERCEPTS: usize = 16;
 /// Offset in a slot of what follows the type.
@@ -33,23 +37,23 @@ struct Queued {
 }
 
 impl Queued {
-    /// The message, if it is for SINT0 and thus an intercept's, or from others, which guests do not mix with them.
+    /// The message, if it is an intercept's.
     fn intercept(&mut self) -> Option<&mut Box<Message>> {
         match &mut self.content {
-            Content::Ready(message) if self.sint == INTERCEPT_SINT => Some(message),
-            _ => None,
+            Content::Intercept(message) => Some(message),
+            Content::Letter(_) | Content::Timer { .. } => None,
         }
     }
 }
 
 /// What a message says.
 enum Content {
-    Ready(Box<Message>),
+    /// For SINT0.
+    Intercept(Box<Message>),
+    /// From a port.
+    Letter(Letter),
     /// A timer expired at this reference time. When it is told is known when it is.
-    Timer {
-        timer: usize,
-        expiration: u64,
-    },
+    Timer { timer: usize, expiration: u64 },
 }
 
 /// What came into slots, a bit each.
@@ -85,30 +89,47 @@ impl Synic {
         })
     }
 
-    pub(crate) fn control(&self) -> Scontrol {
-        self.control
-    }
-
-    pub(crate) fn set_control(&mut self, control: Scontrol) {
-        self.control = control;
-    }
-
-    /// A SINT register; `None` if there is no such SINT.
-    pub(crate) fn sint(&self, index: usize) -> Option<Sint> {
-        self.sints.get(index).copied()
-    }
-
-    /// Writes a SINT register; says whether it may hold that value. Vectors below 16 are invalid (TLFS 11.8.5), but
-    /// those of masked SINTs do not matter, and 0 is their reset value.
-    pub(crate) fn set_sint(&mut self, index: usize, value: Sint) -> bool {
-        let valid = value.masked() || value.vector() >= tlfs::msr::LOWEST_VECTOR;
-        match self.sints.get_mut(index) {
-            Some(sint) if valid => {
-                *sint = value;
-                true
-            }
-            _ => false,
+    /// Reads a register: SCONTROL to EOM, or a SINT.
+    pub(crate) fn read(&self, index: u32) -> u64 {
+        match index {
+            msr::SCONTROL => self.control.into(),
+            msr::SVERSION => VERSION,
+            msr::SIEFP => self.siefp.register(),
+            msr::SIMP => self.simp.register(),
+            msr::EOM => 0,
+            _ => self.sints.get(sint(index)).copied().map_or(0, Sint::into_bits),
         }
+    }
+
+    /// Writes such a register. What it lets through is to be delivered then.
+    pub(crate) fn write(
+        &mut self,
+        index: u32,
+        value: u64,
+        space: &dyn AddressSpace,
+        physical_address_bits: u8,
+    ) -> Result<(), MsrError> {
+        match index {
+            msr::SCONTROL => self.control = value.into(),
+            msr::SVERSION => return Err(MsrError::Fault),
+            msr::SIEFP => self.siefp.place(space, value, physical_address_bits)?,
+            msr::SIMP => self.simp.place(space, value, physical_address_bits)?,
+            msr::EOM => {}
+            _ => {
+                let value = Sint::from(value);
+                // TLFS 11.8.5: vectors below 16 are invalid. Those of masked SINTs do not matter; 0 is their reset value.
+                if !value.masked() && value.vector() < msr::LOWEST_VECTOR {
+                    return Err(MsrError::Fault);
+                }
+                *self.sints.get_mut(sint(index)).ok_or(MsrError::Fault)? = value;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether messages can be delivered to their slots.
+    pub(crate) fn accepts_messages(&self) -> bool {
+        self.control.enable() && self.simp.enabled()
     }
 
     /// Whether an interrupt with this vector ends itself when it is delivered.
@@ -116,9 +137,9 @@ impl Synic {
         self.sints.iter().any(|sint| sint.auto_eoi() && !sint.masked() && sint.vector() == vector)
     }
 
-    /// Queues a message, to be delivered.
-    pub(crate) fn post(&mut self, sint: usize, message: Box<Message>) {
-        self.queue.push_back(Queued { sint, content: Content::Ready(message) });
+    /// Queues a message from a port, to be delivered.
+    pub(crate) fn post(&mut self, letter: Letter) {
+        self.queue.push_back(Queued { sint: letter.sint, content: Content::Letter(letter) });
     }
 
     /// Queues the message of a timer, which has none in the queue.
@@ -138,7 +159,7 @@ impl Synic {
         let waiting = self.queue.iter_mut().filter_map(Queued::intercept).count();
         match self.queue.iter_mut().rev().find_map(Queued::intercept) {
             Some(newest) if waiting >= INTERCEPTS || *newest == message => *newest = message,
-            _ => self.post(INTERCEPT_SINT, message),
+            _ => self.queue.push_back(Queued { sint: INTERCEPT_SINT, content: Content::Intercept(message) }),
         }
     }
 
@@ -146,12 +167,16 @@ impl Synic {
     /// interrupt and at an end of message). `time` is the reference time.
     pub(crate) fn deliver(&mut self, time: impl Fn() -> u64) -> Delivered {
         let mut delivered = Delivered::default();
-        if self.queue.is_empty() || !self.control.enable() || !self.simp.enabled() {
+        if self.queue.is_empty() || !self.accepts_messages() {
             return delivered;
         }
         let mut blocked = 0;
         let page = self.simp.page();
         self.queue.retain(|queued| {
+            // A port that was deleted took its buffers with it (TLFS 11.3).
+            if matches!(&queued.content, Content::Letter(letter) if !letter.buffer.is_live()) {
+                return false;
+            }
             let (bit, slot) = (1 << queued.sint, queued.sint * MESSAGE_SIZE);
             let mut kind = [0; 4];
             page.read(slot, &mut kind);
@@ -162,7 +187,7 @@ impl Synic {
                 return true;
             }
             match &queued.content {
-                Content::Ready(message) => fill(page, slot, message),
+                Content::Intercept(message) | Content::Letter(Letter { message, .. }) => fill(page, slot, message),
                 &Content::Timer { timer, expiration } => {
                     delivered.timers |= 1 << timer;
                     fill(page, slot, &timer_message(timer, expiration, time()));
@@ -174,10 +199,20 @@ impl Synic {
         delivered
     }
 
-    /// Messages that wait for a slot of SINT0's, which are intercepts or come from others.
+    /// Intercept messages that wait for their slot.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn waiting(&self) -> usize {
-        self.queue.iter().filter(|queued| queued.sint == INTERCEPT_SINT).count()
+        self.queue.iter().filter(|queued| matches!(queued.content, Content::Intercept(_))).count()
+    }
+
+    /// What senders may send here.
+    pub(crate) fn readiness(&self) -> Readiness {
+        let masked = self.sints.iter().enumerate().filter(|(_, sint)| sint.masked());
+        Readiness {
+            messages: self.accepts_messages(),
+            events: self.control.enable() && self.siefp.enabled(),
+            masked: masked.fold(0, |masked, (index, _)| masked | 1 << index),
+        }
     }
 
     /// The vectors of these SINTs that interrupt: those neither masked nor polled (TLFS 11.8.5).
@@ -187,6 +222,50 @@ impl Synic {
             .filter(move |(index, sint)| among & 1 << index != 0 && !sint.masked() && !sint.polling())
             .map(|(_, sint)| sint.vector())
     }
+}
+
+/// What senders must know of a SynIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Readiness {
+    /// It takes messages.
+    messages: bool,
+    /// It takes events.
+    events: bool,
+    /// SINTs that are masked.
+    masked: u16,
+}
+
+impl Readiness {
+    /// That of a SynIC that is off.
+    pub(crate) const NONE: Self = Self { messages: false, events: false, masked: 0 };
+
+    pub(crate) fn accepts_messages(self) -> bool {
+        self.messages
+    }
+
+    /// Events of masked SINTs are refused (TLFS 11.11.2).
+    pub(crate) fn accepts_events(self, sint: u8) -> bool {
+        self.events && self.masked & 1 << sint == 0
+    }
+
+    pub(crate) const fn to_bits(self) -> u32 {
+        self.messages as u32 | (self.events as u32) << 1 | (self.masked as u32) << 16
+    }
+
+    pub(crate) const fn from_bits(bits: u32) -> Self {
+        Self { messages: bits & 1 != 0, events: bits & 2 != 0, masked: (bits >> 16) as u16 }
+    }
+}
+
+/// Sets an event flag of a SINT in the event flags page; says whether it was clear (TLFS 11.10.5).
+pub(crate) fn set_event_flag(page: &dyn OverlayPage, sint: usize, flag: usize) -> bool {
+    let bit = 1 << (flag % 32);
+    page.fetch_or(sint * EVENT_FLAGS_SIZE + flag / 32 * 4, bit) & bit == 0
+}
+
+/// The SINT of a register.
+fn sint(index: u32) -> usize {
+    index.wrapping_sub(msr::SINT0) as usize
 }
 
 /// Fills an empty slot. The type comes last: it hands the slot over.
@@ -207,8 +286,13 @@ impl VtlState {
     /// are lost (TLFS 11.1.1).
     pub(crate) fn deliver_messages(&mut self, clock: &ReferenceClock, now: u64) {
         let delivered = self.synic.deliver(|| clock.time(now));
-        self.synic.vectors(delivered.sints).for_each(|vector| self.apic.deliver(Interrupt::fixed(vector)));
+        self.interrupt_sints(delivered.sints);
         self.timers.release(delivered.timers);
+    }
+
+    /// Requests the interrupts of SINTs, a bit each, that got something.
+    pub(crate) fn interrupt_sints(&mut self, sints: u16) {
+        self.synic.vectors(sints).for_each(|vector| self.apic.deliver(Interrupt::fixed(vector)));
     }
 }
 

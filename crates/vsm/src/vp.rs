@@ -111,6 +111,7 @@ impl Vp {
         self.partition.set_enabled_on(self.index, self.enabled);
         self.vtls[vtl.index()] = Some(Box::new(state));
         self.publish_routing(vtl);
+        self.publish_synic(vtl);
         self.state_mut(vtl).ok_or(Error::Config("the VTL is not enabled"))
     }
 

@@ -236,7 +236,7 @@ fn check_messages(vp: &Vp, before: &VpBefore, step: &Step) {
             assert_ne!(kind, [0; 4], "a message for {vtl} is lost");
         }
         if step.freed_slot && vp.index() as usize == step.vp && vtl == step.caller && kind == [0; 4] {
-            let can = state.synic.control().enable() && state.synic.simp.enabled();
+            let can = state.synic.accepts_messages();
             assert!(!can || new.waiting == 0, "the slot is free and a message waits");
         }
     }

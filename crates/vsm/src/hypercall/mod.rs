@@ -3,6 +3,7 @@
 
 mod convention;
 mod definition;
+mod message;
 mod parser;
 mod port;
 mod start;
@@ -178,16 +179,13 @@ fn find(code: CallCode) -> Option<&'static Definition> {
         simple vtl::EnableVpVtl,
         simple start::StartVirtualProcessor,
         rep start::GetVpIndexFromApicId,
+        simple message::PostMessage,
+        simple message::SignalEvent,
         rep registers::GetVpRegisters,
         rep registers::SetVpRegisters,
         rep protections::ModifyVtlProtectionMask,
         simple translate::TranslateVirtualAddress,
         simple translate::TranslateVirtualAddressEx,
-        rep crate::registers::GetVpRegisters,
-        rep crate::registers::SetVpRegisters,
-        rep crate::protections::ModifyVtlProtectionMask,
-        simple crate::translate::TranslateVirtualAddress,
-        simple crate::translate::TranslateVirtualAddressEx,
     );
     None
 }
