@@ -22,6 +22,7 @@ pub(crate) use vsm::VtlRegisters;
 use crate::hypercall::Stop;
 use crate::interrupts::local_apic;
 use crate::msr::MsrError;
+use crate::startup::Activity;
 use crate::vp::VtlState;
 use crate::{Error, Vp, page_tables};
 
@@ -257,6 +258,8 @@ impl Vp {
         state.vcpu.reset();
         state.apic = apic;
         state.registers = VtlRegisters::default();
+        let waits = vtl == Vtl::ZERO && !state.apic.is_bootstrap();
+        self.set_activity(vtl, if waits { Activity::StartUp } else { Activity::Running });
         for lower in vtl.lower() {
             self.update_mode_based_execute(lower);
         }
