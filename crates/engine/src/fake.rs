@@ -313,6 +313,7 @@ pub struct FakeVcpu {
     shared: SharedRegisters,
     exits: VecDeque<Exit>,
     completions: Vec<Completion>,
+    flushes: Vec<Option<u64>>,
     event: Option<Event>,
     shadow: bool,
     deadline: Option<u64>,
@@ -321,6 +322,11 @@ pub struct FakeVcpu {
 }
 
 impl FakeVcpu {
+    /// What [`Vcpu::flush_tlb`] was called with since this was asked last.
+    pub fn take_flushes(&mut self) -> Vec<Option<u64>> {
+        std::mem::take(&mut self.flushes)
+    }
+
     /// Queues an exit for [`Vcpu::run`] to return.
     pub fn play(&mut self, exit: Exit) {
         self.exits.push_back(exit);
@@ -412,7 +418,9 @@ impl Vcpu for FakeVcpu {
 
     fn set_tsc_offset(&mut self, _offset: u64) {}
 
-    fn flush_tlb(&mut self, _page: Option<u64>) {}
+    fn flush_tlb(&mut self, page: Option<u64>) {
+        self.flushes.push(page);
+    }
 
     fn reset(&mut self) {
         *self = Self { kicked: Arc::clone(&self.kicked), ..Self::default() };

@@ -1,6 +1,7 @@
 //! The loop of a VP's thread.
 
 use std::sync::MutexGuard;
+use std::thread;
 use std::time::Instant;
 
 use engine::{AccessKind, Completion, Exit, MemoryFault};
@@ -51,6 +52,10 @@ impl<'a> VpThread<'a> {
             }
             let exit = match seat.vp.enter(machine.clock.tsc())? {
                 Entry::Run(vcpu) => vcpu.run()?,
+                Entry::Wait => {
+                    thread::yield_now();
+                    continue;
+                }
                 Entry::Idle => {
                     seat = self.sleep(seat);
                     continue;
@@ -88,6 +93,7 @@ impl<'a> VpThread<'a> {
         match disposition {
             // There is no I/O APIC that waits for the end of an interrupt.
             Disposition::Handled | Disposition::EndOfInterrupt(_) | Disposition::NeedsVp(_) => {}
+            Disposition::Yield => thread::yield_now(),
             Disposition::Device(exit) => self.access_device(&mut seat, exit),
             Disposition::Shutdown(_) => self.die(&mut seat, Cause::TripleFault),
         }

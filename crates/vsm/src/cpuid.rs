@@ -8,6 +8,9 @@ use tlfs::cpuid::{
 
 use crate::{Config, Partition};
 
+/// After so many attempts to get a spinlock a guest had better let other VPs run (HvCallNotifyLongSpinWait).
+const LONG_SPIN_WAIT: u32 = 0xFFF;
+
 /// What the rules implement and a guest may have.
 const OFFERED: PartitionPrivileges = PartitionPrivileges::new()
     .with_access_vp_run_time_reg(true)
@@ -54,8 +57,10 @@ impl Partition {
             .with_register_pat_available(true);
         let recommendations = Recommendations::new()
             .with_use_relaxed_timing(true)
-            // Never notify of long spin waits.
-            .with_long_spin_wait_count(u32::MAX)
+            .with_use_hypercall_for_remote_flush(true)
+            .with_use_synthetic_cluster_ipi(true)
+            .with_use_ex_processor_masks(true)
+            .with_long_spin_wait_count(if self.config.vps > 1 { LONG_SPIN_WAIT } else { u32::MAX })
             .with_implemented_physical_address_bits(self.physical_address_bits().min(0x7F));
         let hardware = HardwareFeatures::new().with_second_level_address_translation_in_use(true);
         let [ebx, ecx, edx] = VENDOR_SIGNATURE;

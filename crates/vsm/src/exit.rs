@@ -21,6 +21,8 @@ pub enum Disposition {
     Device(Exit),
     /// Another VP must be stopped; then the same exit goes to [`Vp::exit_with`] together with it.
     NeedsVp(u32),
+    /// The guest waits for another VP without sleeping: others should run now.
+    Yield,
     /// A triple fault in this VTL.
     Shutdown(Vtl),
 }
@@ -44,6 +46,19 @@ impl Vp {
     }
 
     fn act(&mut self, exit: Exit, other: Option<&mut Self>, now: u64) -> Result<Disposition, Error> {
+        self.inbox().passes.leave();
+        let disposition = self.handle(exit, other, now)?;
+        // More than one at a time comes only of writes of the register by name; the others follow at the next exits.
+        if disposition == Disposition::Handled
+            && let Some(vector) = self.ended.highest()
+        {
+            self.ended.remove(vector);
+            return Ok(Disposition::EndOfInterrupt(vector));
+        }
+        Ok(disposition)
+    }
+
+    fn handle(&mut self, exit: Exit, other: Option<&mut Self>, now: u64) -> Result<Disposition, Error> {
         match exit {
             Exit::Hypercall { length } => return self.hypercall(length, other, now),
             Exit::IoWrite { port, .. } if self.enters_by_port(port, other.is_some()) => {
@@ -80,6 +95,6 @@ impl Vp {
             }
             Exit::Shutdown => return Ok(Disposition::Shutdown(self.active_vtl())),
         }
-        Ok(self.ended.take().map_or(Disposition::Handled, Disposition::EndOfInterrupt))
+        Ok(Disposition::Handled)
     }
 }

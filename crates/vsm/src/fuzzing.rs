@@ -278,6 +278,8 @@ impl Driver {
         match self.vps[vp].enter(self.now).expect("no failure") {
             // Whatever event was injected is delivered.
             Entry::Run(vcpu) => drop(vcpu.run().expect("no failure")),
+            // Others have to leave the guest first, in a step of theirs.
+            Entry::Wait => return,
             Entry::Idle => {
                 self.checker.check(&self.partition, &self.vps, &step);
                 // What keeps it from running ends some time.

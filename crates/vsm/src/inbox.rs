@@ -1,10 +1,11 @@
 //! What a VP gets from others: other VPs, devices and the host. They put it into an inbox, of which there is one per VP
 //! and VTL; the VP takes it out when it is entered next. So nobody needs to stop a VP to interrupt it.
 
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use chipset::local_apic::{DeliveryMode, Interrupt, Ipi, IpiTarget, Lint, Message, Routing, VectorSet};
+use chipset::LocalApic;
+use chipset::local_apic::{DeliveryMode, Interrupt, IpiTarget, Lint, Message, Routing, VectorSet};
 use engine::OverlayPage;
 use tlfs::{Vtl, VtlSet};
 
@@ -12,15 +13,21 @@ use crate::connections::Letter;
 use crate::partition::lock;
 use crate::reference_time::ReferenceClock;
 use crate::synic::{self, Readiness};
+use crate::tlb::{Flush, Passes, TlbLock};
 use crate::vp::VtlState;
 use crate::{Partition, Vp};
 
 /// The inboxes of a VP.
 pub(crate) struct Inbox {
-    /// VTLs that have something in theirs.
-    waiting: AtomicU16,
+    /// VTLs that have letters in theirs, and from bit [`FLUSHES`] those that have flushes.
+    waiting: AtomicU32,
+    /// Whether the VP is inside the guest.
+    pub(crate) passes: Passes,
     vtls: Box<[VtlInbox]>,
 }
+
+/// Where in [`Inbox::waiting`] the VTLs with flushes begin.
+const FLUSHES: u32 = Vtl::COUNT as u32;
 
 /// The inbox of a VP in one VTL.
 #[derive(Default)]
@@ -32,6 +39,32 @@ struct VtlInbox {
     /// Its event flags page, from the time that the VTL is enabled.
     event_flags: OnceLock<Arc<dyn OverlayPage>>,
     letters: Mutex<Letters>,
+    flush: Mutex<Flush>,
+    tlb: TlbLock,
+}
+
+/// What reaches a local APIC from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// An interrupt.
+    Interrupt(Interrupt),
+    /// A pulse at a pin.
+    Pulse(Lint),
+}
+
+impl Signal {
+    /// Whether only one of the APICs that it names gets it. Nothing tells processors of one model apart, so that any of
+    /// them may be the one of lowest priority (SDM Vol. 3A 12.6.2.4).
+    fn is_for_one(self) -> bool {
+        matches!(self, Self::Interrupt(Interrupt { mode: DeliveryMode::LowestPriority, .. }))
+    }
+
+    fn deliver(self, apic: &mut LocalApic) {
+        match self {
+            Self::Interrupt(interrupt) => apic.deliver(interrupt),
+            Self::Pulse(pin) => apic.pulse_lint(pin),
+        }
+    }
 }
 
 /// What is in an inbox.
@@ -45,6 +78,8 @@ pub(crate) struct Letters {
     signals: u8,
     /// The vector of the newest start-up IPI.
     start_up: u8,
+    /// Pulses at LINT0 and LINT1.
+    pulses: [bool; 2],
     /// The new level of the 8259 PIC's output.
     external: Option<bool>,
     /// Messages for SINTs, of which the ports' buffers limit the number.
@@ -54,7 +89,14 @@ pub(crate) struct Letters {
 }
 
 impl Letters {
-    fn add(&mut self, Interrupt { mode, vector, level }: Interrupt) {
+    fn add(&mut self, signal: Signal) {
+        let Interrupt { mode, vector, level } = match signal {
+            Signal::Interrupt(interrupt) => interrupt,
+            Signal::Pulse(pin) => {
+                self.pulses[pin as usize] = true;
+                return;
+            }
+        };
         match mode {
             DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
                 self.requests.insert(vector);
@@ -85,6 +127,11 @@ impl Letters {
             let vector = if mode == DeliveryMode::StartUp { self.start_up } else { 0 };
             state.apic.deliver(Interrupt { mode, vector, level: false });
         }
+        for pin in [Lint::Zero, Lint::One] {
+            if self.pulses[pin as usize] {
+                state.apic.pulse_lint(pin);
+            }
+        }
         if let Some(level) = self.external {
             state.apic.set_lint(Lint::Zero, level);
         }
@@ -99,7 +146,21 @@ impl Letters {
 impl Inbox {
     /// Empty inboxes for as many VTLs.
     pub(crate) fn new(vtls: u8) -> Self {
-        Self { waiting: AtomicU16::new(0), vtls: (0..vtls).map(|_| VtlInbox::default()).collect() }
+        let vtls = (0..vtls).map(|_| VtlInbox::default()).collect();
+        Self { waiting: AtomicU32::new(0), passes: Passes::default(), vtls }
+    }
+
+    /// Whether the TLB of a VTL may be flushed.
+    pub(crate) fn tlb(&self, vtl: Vtl) -> Option<&TlbLock> {
+        Some(&self.vtls.get(vtl.index())?.tlb)
+    }
+
+    /// Adds to what the VP flushes before it enters the guest next.
+    pub(crate) fn put_flush(&self, vtl: Vtl, write: impl FnOnce(&mut Flush)) {
+        if let Some(inbox) = self.vtls.get(vtl.index()) {
+            write(&mut lock(&inbox.flush));
+            self.waiting.fetch_or(1 << (FLUSHES + u32::from(vtl.number())), Ordering::SeqCst);
+        }
     }
 
     fn routing(&self, vtl: Vtl) -> Routing {
@@ -116,29 +177,33 @@ impl Inbox {
     fn put(&self, vtl: Vtl, write: impl FnOnce(&mut Letters)) -> bool {
         let Some(inbox) = self.vtls.get(vtl.index()) else { return false };
         write(&mut lock(&inbox.letters));
-        let bit = VtlSet::EMPTY.with(vtl).into_bits();
+        let bit = u32::from(VtlSet::EMPTY.with(vtl).into_bits());
         // Who sets the bit first wakes the VP, which clears it before it looks inside.
         self.waiting.fetch_or(bit, Ordering::SeqCst) & bit == 0
     }
 
-    /// The VTLs that have something, all of which the caller must take.
-    fn take_waiting(&self) -> VtlSet {
+    /// The VTLs that have letters and those that have flushes, all of which the caller must take.
+    fn take_waiting(&self) -> (VtlSet, VtlSet) {
         if self.waiting.load(Ordering::SeqCst) == 0 {
-            return VtlSet::EMPTY;
+            return (VtlSet::EMPTY, VtlSet::EMPTY);
         }
-        VtlSet::from_bits(self.waiting.swap(0, Ordering::SeqCst))
-    }
-
-    fn take(&self, vtl: Vtl) -> Letters {
-        self.vtls.get(vtl.index()).map(|inbox| std::mem::take(&mut *lock(&inbox.letters))).unwrap_or_default()
+        let waiting = self.waiting.swap(0, Ordering::SeqCst);
+        (VtlSet::from_bits(waiting as u16), VtlSet::from_bits((waiting >> FLUSHES) as u16))
     }
 }
 
 impl Partition {
     /// A device interrupts: a message of the I/O APIC or an MSI. Devices interrupt VTL0.
     pub fn interrupt(&self, message: Message) {
-        let ipi = Ipi { target: IpiTarget::Destination(message.destination), interrupt: message.interrupt };
-        self.send(Vtl::ZERO, None, &ipi, |_| false);
+        let (target, signal) = (IpiTarget::Destination(message.destination), Signal::Interrupt(message.interrupt));
+        for vp in 0..self.config.vps {
+            if self.is_target(vp, Vtl::ZERO, target, signal, false) {
+                self.signal_vp(vp, Vtl::ZERO, signal);
+                if signal.is_for_one() {
+                    return;
+                }
+            }
+        }
     }
 
     /// The output of the 8259 PIC pair, which is wired to LINT0 of the first VP in VTL0, changed.
@@ -146,30 +211,16 @@ impl Partition {
         self.put(0, Vtl::ZERO, |letters| letters.external = Some(asserted));
     }
 
-    /// Sends an interrupt to the local APICs of a VTL that it is meant for. Those of the VP `sender` are asked with
-    /// `deliver_to_sender` whether they took it at once. IPIs of a VTL stay in that VTL.
-    fn send(&self, vtl: Vtl, sender: Option<u32>, ipi: &Ipi, mut deliver_to_sender: impl FnMut(Interrupt) -> bool) {
-        // Nothing tells processors of one model apart, so any of them may be the one of lowest priority
-        // (SDM Vol. 3A 12.6.2.4): it is the first.
-        let one = ipi.interrupt.mode == DeliveryMode::LowestPriority;
-        for (inbox, vp) in self.inboxes().iter().zip(0..) {
-            let own = sender == Some(vp);
-            if !inbox.routing(vtl).is_target(ipi, own) {
-                continue;
-            }
-            if !(own && deliver_to_sender(ipi.interrupt)) {
-                self.put(vp, vtl, |letters| letters.add(ipi.interrupt));
-            }
-            if one {
-                return;
-            }
-        }
+    /// Whether a signal is for the local APIC of a VP in a VTL; `own` says whether it is the sender's own.
+    fn is_target(&self, vp: u32, vtl: Vtl, target: IpiTarget, signal: Signal, own: bool) -> bool {
+        let routing = self.inboxes().get(vp as usize).map_or(Routing::DISABLED, |inbox| inbox.routing(vtl));
+        // Those that software has not enabled do not take part in the choice.
+        routing.is_target(target, own) && (routing.is_software_enabled() || !signal.is_for_one())
     }
 
-    /// Requests an interrupt at the local APIC of a VP in a VTL, whatever its destination registers say.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for hypercalls that name VPs by index"))]
-    pub(crate) fn interrupt_vp(&self, vp: u32, vtl: Vtl, interrupt: Interrupt) {
-        self.put(vp, vtl, |letters| letters.add(interrupt));
+    /// Sends to the local APIC of a VP in a VTL, whatever its destination registers say.
+    pub(crate) fn signal_vp(&self, vp: u32, vtl: Vtl, signal: Signal) {
+        self.put(vp, vtl, |letters| letters.add(signal));
     }
 
     /// What the SynIC of a VP in a VTL can take.
@@ -207,41 +258,64 @@ impl Partition {
 impl Vp {
     /// Takes in what others sent.
     pub(crate) fn collect(&mut self, now: u64) {
-        let Some(inbox) = self.partition.inboxes().get(self.index() as usize) else { return };
-        let waiting = inbox.take_waiting();
-        for vtl in waiting.iter() {
-            let letters = self.partition.inboxes()[self.index() as usize].take(vtl);
-            if let Some((state, partition)) = self.state_in_partition(vtl) {
+        let (letters, flushes) = self.inbox().take_waiting();
+        for vtl in letters.iter() {
+            let index = self.index() as usize;
+            let Some((state, partition)) = self.state_in_partition(vtl) else { continue };
+            if let Some(inbox) = partition.inboxes()[index].vtl(vtl) {
+                let letters = std::mem::take(&mut *lock(&inbox.letters));
                 letters.deliver(state, &partition.time, now);
+            }
+        }
+        for vtl in flushes.iter() {
+            let index = self.index() as usize;
+            let Some((state, partition)) = self.state_in_partition(vtl) else { continue };
+            if let Some(inbox) = partition.inboxes()[index].vtl(vtl) {
+                let flush = std::mem::take(&mut *lock(&inbox.flush));
+                state.flush(&flush);
             }
         }
     }
 
+    /// What others see of this VP.
+    pub(crate) fn inbox(&self) -> &Inbox {
+        &self.partition.inboxes()[self.index() as usize]
+    }
+
     /// Tells senders about the local APIC of a VTL, after its mode or address may have changed.
     pub(crate) fn publish_routing(&self, vtl: Vtl) {
-        let inbox = self.partition.inboxes().get(self.index() as usize);
-        if let (Some(inbox), Some(state)) = (inbox.and_then(|inbox| inbox.vtls.get(vtl.index())), self.state(vtl)) {
+        if let (Some(inbox), Some(state)) = (self.inbox().vtl(vtl), self.state(vtl)) {
             inbox.routing.store(state.apic.routing().to_bits(), Ordering::Release);
         }
     }
 
     /// Tells senders about the SynIC of a VTL, after its registers changed.
     pub(crate) fn publish_synic(&self, vtl: Vtl) {
-        let inbox = self.partition.inboxes().get(self.index() as usize).and_then(|inbox| inbox.vtl(vtl));
-        if let (Some(inbox), Some(state)) = (inbox, self.state(vtl)) {
+        if let (Some(inbox), Some(state)) = (self.inbox().vtl(vtl), self.state(vtl)) {
             inbox.event_flags.get_or_init(|| state.synic.siefp.share());
             inbox.readiness.store(state.synic.readiness().to_bits(), Ordering::Release);
         }
     }
 
-    /// Sends an IPI. IPIs of a VTL stay in that VTL.
-    pub(crate) fn send(&mut self, vtl: Vtl, ipi: Ipi) {
-        let partition = std::sync::Arc::clone(self.partition());
-        let index = self.index();
-        partition.send(vtl, Some(index), &ipi, |interrupt| {
-            let state = self.state_mut(vtl);
-            state.map(|state| state.apic.deliver(interrupt)).is_some()
-        });
+    /// Sends to the local APICs of a VTL that `target` names. IPIs of a VTL stay in that VTL.
+    pub(crate) fn signal(&mut self, vtl: Vtl, target: IpiTarget, signal: Signal) {
+        for vp in 0..self.partition.config.vps {
+            if self.partition.is_target(vp, vtl, target, signal, vp == self.index()) {
+                self.signal_vp(vp, vtl, signal);
+                if signal.is_for_one() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Sends to the local APIC of a VP in a VTL, whatever its destination registers say. There may be no such VP.
+    pub(crate) fn signal_vp(&mut self, vp: u32, vtl: Vtl, signal: Signal) {
+        if vp != self.index() {
+            self.partition.signal_vp(vp, vtl, signal);
+        } else if let Some(state) = self.state_mut(vtl) {
+            signal.deliver(&mut state.apic);
+        }
     }
 }
 
@@ -263,6 +337,7 @@ mod tests {
             let state = vp.state_mut(Vtl::ZERO).expect("VTL0");
             state.apic.software_enable();
             state.vcpu.general_mut().rflags |= 1 << 9;
+            vp.publish_routing(Vtl::ZERO);
         }
         guest
     }
@@ -301,8 +376,8 @@ mod tests {
     #[test]
     fn an_interrupt_that_names_a_vp_needs_no_address() {
         let mut guest = guest(2);
-        guest.partition.interrupt_vp(1, Vtl::ZERO, Interrupt::fixed(0x77));
-        guest.partition.interrupt_vp(9, Vtl::ZERO, Interrupt::fixed(0x77));
+        guest.partition.signal_vp(1, Vtl::ZERO, Signal::Interrupt(Interrupt::fixed(0x77)));
+        guest.partition.signal_vp(9, Vtl::ZERO, Signal::Interrupt(Interrupt::fixed(0x77)));
         assert_eq!(pending(&mut guest, 0), None);
         assert_eq!(pending(&mut guest, 1), Some(Event::Interrupt { vector: 0x77 }));
     }
@@ -318,7 +393,7 @@ mod tests {
     #[test]
     fn an_init_takes_back_a_start_up() {
         let mut letters = Letters::default();
-        let signal = |mode, vector| Interrupt { mode, vector, level: false };
+        let signal = |mode, vector| Signal::Interrupt(Interrupt { mode, vector, level: false });
         letters.add(signal(DeliveryMode::StartUp, 1));
         letters.add(signal(DeliveryMode::Init, 0));
         assert_eq!(letters.signals, 1 << DeliveryMode::Init as u32);

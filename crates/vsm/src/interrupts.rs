@@ -7,6 +7,7 @@ use chipset::{LocalApic, Rate};
 use engine::{Completion, Event, Exit, PAGE_SIZE};
 use tlfs::msr;
 
+use crate::inbox::Signal;
 use crate::msr::MsrError;
 use crate::startup::Activity;
 use crate::synic::Synic;
@@ -193,8 +194,8 @@ impl Vp {
     fn act_on(&mut self, vtl: Vtl, effect: Option<Effect>) {
         self.publish_routing(vtl);
         match effect {
-            Some(Effect::EndOfInterrupt { vector }) => self.ended = Some(vector),
-            Some(Effect::Ipi(ipi)) => self.send(vtl, ipi),
+            Some(Effect::EndOfInterrupt { vector }) => self.ended.insert(vector),
+            Some(Effect::Ipi(ipi)) => self.signal(vtl, ipi.target, Signal::Interrupt(ipi.interrupt)),
             None => {}
         }
     }

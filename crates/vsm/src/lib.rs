@@ -35,6 +35,7 @@ mod synic;
 #[cfg(test)]
 mod testing;
 mod timers;
+mod tlb;
 mod translate;
 mod vp;
 

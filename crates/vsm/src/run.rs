@@ -19,14 +19,32 @@ pub enum Entry<'a> {
     Run(&'a mut dyn Vcpu),
     /// It waits: it is halted or idle and nothing is due, it is suspended, or it was not started yet.
     Idle,
+    /// It waits until other VPs have left the guest, because it had their TLBs flushed. That takes no time worth sleeping:
+    /// let others run, and enter it again.
+    Wait,
 }
 
 impl Vp {
-    /// Chooses the VTL that must run, switches to it and injects what is due. `now` is in ticks of the clock.
+    /// Chooses the VTL that must run, switches to it and injects what is due. `now` is in ticks of the clock. A VP that is
+    /// told to run counts as inside the guest until its exit is told.
     ///
     /// # Errors
     /// If the engine failed.
     pub fn enter(&mut self, now: u64) -> Result<Entry<'_>, Error> {
+        if !self.is_flush_complete() {
+            return Ok(Entry::Wait);
+        }
+        self.inbox().passes.enter();
+        Ok(if self.prepare(now) {
+            Entry::Run(self.active_mut().vcpu.as_mut())
+        } else {
+            self.inbox().passes.leave();
+            Entry::Idle
+        })
+    }
+
+    /// Does what comes before a run; returns whether there is one.
+    fn prepare(&mut self, now: u64) -> bool {
         self.collect(now);
         // The timers of VTLs that do not run go on.
         let (states, partition) = self.states_in_partition();
@@ -37,7 +55,7 @@ impl Vp {
         }
         self.take_startup_signals();
         if !self.is_started() {
-            return Ok(Entry::Idle);
+            return false;
         }
         if let Some((vtl, reason)) = self.due_above() {
             self.enter_vtl(vtl, reason, now);
@@ -45,8 +63,9 @@ impl Vp {
         let (state, partition) = self.active_in_partition();
         state.inject(partition.platform());
         let runs = state.activity == Activity::Running && !state.registers.suspended;
+        let runs = runs && !self.is_stalled(self.active_vtl());
         self.runtime.set_running(runs, now);
-        Ok(if runs { Entry::Run(self.active_mut().vcpu.as_mut()) } else { Entry::Idle })
+        runs
     }
 
     /// Whether an interrupt of the active VTL's would wake the VP while it waits.

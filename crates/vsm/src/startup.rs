@@ -57,9 +57,10 @@ impl Vp {
         let Some(state) = self.state_mut(Vtl::ZERO) else { return };
         init_registers(state.vcpu.as_mut());
         state.apic.init();
+        let bootstrap = state.apic.is_bootstrap();
         state.show_task_priority();
         state.registers.page_fault_address = None;
-        let bootstrap = state.apic.is_bootstrap();
+        self.set_stalled(Vtl::ZERO, false);
         self.set_activity(Vtl::ZERO, if bootstrap { Activity::Running } else { Activity::StartUp });
         self.publish_routing(Vtl::ZERO);
     }

@@ -95,6 +95,7 @@ fn translate(call: &mut Call<'_>, input: &Input) -> Result<Outcome, Stop> {
             let outcome = found(state, &translation);
             if flags.tlb_flush_inhibit() {
                 vp.state_mut(vtl).ok_or(HvStatus::InvalidVtlState)?.registers.tlb_flush_inhibited = true;
+                vp.publish_tlb_lock(vtl);
             }
             Ok(outcome)
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use chipset::LocalApic;
+use chipset::local_apic::VectorSet;
 use engine::{Access, AddressSpace, CpuidLeaf, Vcpu};
 use tlfs::{Vtl, VtlSet};
 
@@ -15,6 +16,7 @@ use crate::runtime::Runtime;
 use crate::startup::Activity;
 use crate::synic::Synic;
 use crate::timers::Timers;
+use crate::tlb::Awaited;
 use crate::{Error, Partition, interrupts};
 
 /// A virtual processor. It belongs to the thread that runs it.
@@ -30,8 +32,10 @@ pub struct Vp {
     /// The VP was started (TLFS 7.10.3). It may still have VTLs that were not.
     pub(crate) started: bool,
     cpuid: Arc<[CpuidLeaf]>,
-    /// A level-triggered interrupt with this vector ended, of which the I/O APIC has not heard yet.
-    pub(crate) ended: Option<u8>,
+    /// The VPs that have to leave the guest before this one enters it, so that they flush their TLBs.
+    pub(crate) awaited: Vec<Awaited>,
+    /// The vectors of level-triggered interrupts that ended, of which the I/O APIC has not heard yet.
+    pub(crate) ended: VectorSet,
     /// Registers that all VTLs share and no vCPU keeps.
     pub(crate) platform: PlatformMsrs,
     pub(crate) runtime: Runtime,
@@ -71,7 +75,8 @@ impl Vp {
             buffers: None,
             started: index == 0,
             cpuid: Arc::default(),
-            ended: None,
+            awaited: Vec::new(),
+            ended: VectorSet::default(),
             platform: PlatformMsrs::default(),
             runtime: Runtime::default(),
         };

@@ -313,6 +313,7 @@ impl LocalApic {
             id: self.id(),
             logical: (self.state.ldr >> 24) as u8,
             format: (self.state.dfr >> 28) as u8,
+            software_enabled: self.software_enabled(),
         }
     }
 
@@ -325,7 +326,7 @@ impl LocalApic {
     /// Whether the APIC gets an IPI; `sender` says whether it is the one that sends it.
     #[must_use]
     pub fn is_target(&self, ipi: &Ipi, sender: bool) -> bool {
-        self.routing().is_target(ipi, sender)
+        self.routing().is_target(ipi.target, sender)
     }
 
     /// Takes an interrupt in (SDM Vol. 3A 12.8.1). An APIC that software has not enabled takes only those without a
@@ -469,6 +470,24 @@ impl LocalApic {
             Some(DeliveryMode::ExtInt) | None => {}
             // An LVT entry has no lowest priority and sends no start-up IPI (SDM Vol. 3A 12.5.1).
             Some(DeliveryMode::LowestPriority | DeliveryMode::StartUp) => {}
+            Some(mode) => self.deliver(Interrupt { mode, vector: entry as u8, level: false }),
+        }
+    }
+
+    /// A pulse at a pin. It does what an edge does, and leaves a message where otherwise the level counts.
+    pub fn pulse_lint(&mut self, pin: Lint) {
+        let entry = self.state.lvt[Lvt::of_pin(pin) as usize];
+        let mode = match (self.mode(), pin) {
+            // The pins are the processor's own then.
+            (Mode::Disabled, Lint::Zero) => Some(DeliveryMode::ExtInt),
+            (Mode::Disabled, Lint::One) => Some(DeliveryMode::Nmi),
+            _ if entry & lvt::MASKED != 0 => None,
+            _ => DeliveryMode::from_bits(entry >> lvt::MODE_SHIFT),
+        };
+        match mode {
+            Some(DeliveryMode::ExtInt) => self.state.signals.ext_int = true,
+            Some(DeliveryMode::Nmi) => self.state.signals.nmi = true,
+            Some(DeliveryMode::LowestPriority | DeliveryMode::StartUp) | None => {}
             Some(mode) => self.deliver(Interrupt { mode, vector: entry as u8, level: false }),
         }
     }

@@ -3,6 +3,8 @@
 
 mod convention;
 mod definition;
+mod flush;
+mod interrupt;
 mod message;
 mod parser;
 mod port;
@@ -34,7 +36,6 @@ pub(crate) struct Call<'a> {
     /// Another VP that the call needs and that is stopped, after a handler asked for it by [`Stop::NeedsVp`].
     pub(crate) other: Option<&'a mut Vp>,
     /// The variable part of the header (TLFS 3.7.1).
-    #[cfg_attr(not(test), expect(dead_code, reason = "no call that is offered takes a variable header"))]
     pub(crate) variable: &'a [u64],
     /// Ticks of the clock.
     pub(crate) now: u64,
@@ -181,6 +182,14 @@ fn find(code: CallCode) -> Option<&'static Definition> {
         rep start::GetVpIndexFromApicId,
         simple message::PostMessage,
         simple message::SignalEvent,
+        simple interrupt::NotifyLongSpinWait,
+        simple interrupt::SendSyntheticClusterIpi,
+        simple interrupt::SendSyntheticClusterIpiEx,
+        simple interrupt::AssertVirtualInterrupt,
+        simple flush::FlushVirtualAddressSpace,
+        simple flush::FlushVirtualAddressSpaceEx,
+        rep flush::FlushVirtualAddressList,
+        rep flush::FlushVirtualAddressListEx,
         rep registers::GetVpRegisters,
         rep registers::SetVpRegisters,
         rep protections::ModifyVtlProtectionMask,
@@ -233,6 +242,9 @@ impl Vp {
             Outcome::Complete(result) => {
                 convention.set_result(vcpu, result);
                 advance(vcpu, length);
+                if control.code() == CallCode::NotifyLongSpinWait {
+                    disposition = Disposition::Yield;
+                }
                 (Some(result.status()), result.reps_completed())
             }
             Outcome::Again(again) => {

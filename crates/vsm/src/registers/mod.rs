@@ -260,8 +260,10 @@ impl Vp {
         state.registers = VtlRegisters::default();
         let waits = vtl == Vtl::ZERO && !state.apic.is_bootstrap();
         self.set_activity(vtl, if waits { Activity::StartUp } else { Activity::Running });
+        self.publish_tlb_lock(vtl);
         for lower in vtl.lower() {
             self.update_mode_based_execute(lower);
+            self.publish_tlb_lock(lower);
         }
         for register in table::REGISTERS {
             let resets = register.scope == Scope::Private || register.scope == Scope::Shared && active;

@@ -203,6 +203,7 @@ pub(super) static REGISTERS: &[Register] = &[
         |view, _| Ok(events::intercept_suspend(view.state.registers.tlb_flush_inhibited).into()),
         |change, _, value| {
             change.state().registers.tlb_flush_inhibited = events::tlb_flush_inhibited(value.low)?;
+            change.vp.publish_tlb_lock(change.vtl);
             Ok(())
         },
     ),

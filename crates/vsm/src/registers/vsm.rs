@@ -31,11 +31,19 @@ impl VtlRegisters {
         self.secure_config.get(lower.index()).is_some_and(|config| config.mbec_enabled())
     }
 
-    /// Gives up all TLB locks, as a return to a lower VTL does (TLFS 15.5.2.2).
-    pub(crate) fn release_tlb_locks(&mut self) {
+    /// Whether this VTL locks the TLB of `lower` (TLFS 15.5.2.2).
+    pub(crate) fn locks_tlb(&self, lower: Vtl) -> bool {
+        self.secure_config.get(lower.index()).is_some_and(|config| config.tlb_locked())
+    }
+
+    /// Gives up all TLB locks, as a return to a lower VTL does (TLFS 15.5.2.2). Returns whether there were any.
+    pub(crate) fn release_tlb_locks(&mut self) -> bool {
+        let mut any = false;
         for config in &mut self.secure_config {
+            any |= config.tlb_locked();
             config.set_tlb_locked(false);
         }
+        any
     }
 }
 
@@ -120,7 +128,9 @@ pub(super) fn set_secure_config(change: &mut Change<'_>, index: usize, value: u6
     if let Some(slot) = change.state().registers.secure_config.get_mut(index) {
         *slot = config;
     }
-    change.vp.update_mode_based_execute(Vtl::from_bits(index as u8));
+    let lower = Vtl::from_bits(index as u8);
+    change.vp.update_mode_based_execute(lower);
+    change.vp.publish_tlb_lock(lower);
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use tlfs::{CallCode, HvStatus, PartitionId, RegisterName, VpIndex, Vtl, msr};
 
 use super::Activity;
 use crate::Config;
+use crate::inbox::Signal;
 use crate::testing::{Guest, long_context, vtl};
 
 /// INIT as kernels send it: level, assert.
@@ -105,7 +106,11 @@ fn the_bootstrap_processor_goes_to_the_reset_vector() {
 #[test]
 fn nothing_wakes_a_processor_that_waits_to_be_started() {
     let mut guest = guest();
-    guest.partition.interrupt_vp(1, Vtl::ZERO, Interrupt { mode: DeliveryMode::Nmi, vector: 0, level: false });
+    guest.partition.signal_vp(
+        1,
+        Vtl::ZERO,
+        Signal::Interrupt(Interrupt { mode: DeliveryMode::Nmi, vector: 0, level: false }),
+    );
     assert!(!guest.enter(1));
     send(&mut guest, 1, START_UP | 8);
     assert!(guest.enter(1));
@@ -155,7 +160,7 @@ fn vtl0_waits_after_its_vp_was_started_in_a_higher_vtl() {
     guest.enable_hypercalls();
     assert_eq!(guest.enable_vp_vtl(0, 1, 1, long_context(0x6000)), HvStatus::Success);
     // Interrupts of the higher VTL do not start the VP.
-    guest.partition.interrupt_vp(1, vtl(1), Interrupt::fixed(0x40));
+    guest.partition.signal_vp(1, vtl(1), Signal::Interrupt(Interrupt::fixed(0x40)));
     assert!(!guest.enter(1) && guest.active(1) == 0);
     assert_eq!(start(&mut guest, 1, 1), HvStatus::Success);
     assert_eq!(start(&mut guest, 1, 1), HvStatus::InvalidVpState);
@@ -165,7 +170,7 @@ fn vtl0_waits_after_its_vp_was_started_in_a_higher_vtl() {
     assert!(!guest.enter(1) && guest.active(1) == 0);
     assert_eq!(activity(&guest, 1), InternalActivityState::new().with_startup_suspend(true));
     // VTL1 still gets its interrupts, and starts VTL0.
-    guest.partition.interrupt_vp(1, vtl(1), Interrupt::fixed(0x50));
+    guest.partition.signal_vp(1, vtl(1), Signal::Interrupt(Interrupt::fixed(0x50)));
     assert!(guest.enter(1) && guest.active(1) == 1);
     assert_eq!(start(&mut guest, 1, 0), HvStatus::Success);
     assert_eq!((guest.active(1), activity(&guest, 1)), (1, InternalActivityState::new()));
@@ -203,7 +208,7 @@ fn an_idle_vtl_wakes_for_interrupts_that_it_does_not_take() {
     guest.vps[0].active_mut().apic.software_enable();
     guest.vps[0].set_activity(Vtl::ZERO, Activity::Idle);
     assert!(!guest.enter(0));
-    guest.partition.interrupt_vp(0, Vtl::ZERO, Interrupt::fixed(0xF7));
+    guest.partition.signal_vp(0, Vtl::ZERO, Signal::Interrupt(Interrupt::fixed(0xF7)));
     assert!(guest.enter(0), "TLFS 7.5");
     assert_eq!(guest.vcpu(0).pending_event(), None, "interrupts are off");
 }

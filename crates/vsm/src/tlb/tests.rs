@@ -1,0 +1,228 @@
+use engine::Exit;
+use engine::fake::FakeVcpu;
+use tlfs::hypercalls::flush::{FlushVirtualAddressSpace, FlushVirtualAddressSpaceEx};
+use tlfs::memory::{FlushFlags, GvaRange};
+use tlfs::vp_set::{FORMAT_ALL, FORMAT_SPARSE, VpSetHeader};
+use tlfs::vsm::VsmVpSecureVtlConfig;
+use tlfs::{CallCode, HvStatus, HypercallInput, RegisterName, Vtl, msr};
+use zerocopy::IntoBytes;
+
+use super::{Flush, MOST_PAGES};
+use crate::startup::Activity;
+use crate::testing::{Guest, HYPERCALL_PAGE, INPUT, vtl};
+use crate::{Config, Entry};
+
+const CR3: u64 = 0x1000;
+
+fn guest(vps: u32) -> Guest {
+    let mut guest = Guest::new(Config { vps, vtls: 2, ..Config::default() });
+    for vp in &mut guest.vps {
+        vp.set_activity(Vtl::ZERO, Activity::Running);
+    }
+    guest
+}
+
+fn flags(bits: u64) -> FlushFlags {
+    FlushFlags::from_bits(bits)
+}
+
+fn space(guest: &mut Guest, vp: usize, flags: FlushFlags, processor_mask: u64) -> HvStatus {
+    let input = FlushVirtualAddressSpace { address_space: CR3, flags, processor_mask };
+    guest.simple(vp, CallCode::FlushVirtualAddressSpace, &input)
+}
+
+fn list(guest: &mut Guest, flags: FlushFlags, processor_mask: u64, ranges: &[u64]) -> (HvStatus, u16) {
+    let header = FlushVirtualAddressSpace { address_space: CR3, flags, processor_mask };
+    guest.rep(CallCode::FlushVirtualAddressList, &header, ranges)
+}
+
+/// What a VP's vCPU flushed since this was asked last.
+fn flushed(guest: &mut Guest, vp: usize) -> Vec<Option<u64>> {
+    let vcpu = guest.vps[vp].vcpu_mut(Vtl::ZERO).expect("VTL0");
+    vcpu.as_any_mut().downcast_mut::<FakeVcpu>().expect("a fake").take_flushes()
+}
+
+fn waits(guest: &mut Guest, vp: usize) -> bool {
+    matches!(guest.vps[vp].enter(0).expect("no failure"), Entry::Wait)
+}
+
+#[test]
+fn a_vp_outside_flushes_before_it_enters_and_nobody_waits() {
+    let mut guest = guest(3);
+    assert_eq!(space(&mut guest, 0, flags(0), 0b011), HvStatus::Success);
+    assert_eq!(flushed(&mut guest, 0), [None], "its own at once");
+    assert!(guest.enter(0) && flushed(&mut guest, 1).is_empty());
+    assert!(guest.enter(1) && guest.enter(2));
+    assert_eq!((flushed(&mut guest, 1), flushed(&mut guest, 2)), (vec![None], vec![]));
+}
+
+#[test]
+fn a_vp_inside_is_waited_for() {
+    let mut guest = guest(3);
+    assert!(guest.enter(1) && guest.enter(2));
+    assert_eq!(space(&mut guest, 0, flags(1), 0), HvStatus::Success);
+    assert!(waits(&mut guest, 0));
+    guest.exit(1, Exit::Interrupted);
+    assert!(waits(&mut guest, 0), "for VP 2");
+    // It is enough that it came in again: it flushed on the way.
+    guest.exit(2, Exit::Interrupted);
+    assert!(guest.enter(2));
+    assert_eq!(flushed(&mut guest, 2), [None]);
+    assert!(guest.enter(0));
+}
+
+#[test]
+fn two_vps_that_flush_each_other_do_not_wait_for_ever() {
+    let mut guest = guest(2);
+    assert!(guest.enter(0) && guest.enter(1));
+    assert_eq!(space(&mut guest, 0, flags(0), 0b10), HvStatus::Success);
+    assert!(waits(&mut guest, 0));
+    // VP 0 is outside when VP 1 asks.
+    assert_eq!(space(&mut guest, 1, flags(0), 0b01), HvStatus::Success);
+    assert!(guest.enter(1) && guest.enter(0));
+    assert_eq!((flushed(&mut guest, 0), flushed(&mut guest, 1)), (vec![None], vec![None]));
+}
+
+#[test]
+fn lists_flush_pages_and_long_ones_everything() {
+    let mut guest = guest(2);
+    assert_eq!(list(&mut guest, flags(2), 0b10, &[0x5001, 0xFFFF_F000]), (HvStatus::Success, 2));
+    assert_eq!(list(&mut guest, flags(0), 0b10, &[0x9000]), (HvStatus::Success, 1));
+    assert!(guest.enter(1));
+    assert_eq!(flushed(&mut guest, 1), [Some(0x5000), Some(0x6000), Some(0xFFFF_F000), Some(0x9000)]);
+    assert_eq!(list(&mut guest, flags(0), 0b10, &[0x5FFF]), (HvStatus::Success, 1));
+    guest.exit(1, Exit::Interrupted);
+    assert!(guest.enter(1));
+    assert_eq!(flushed(&mut guest, 1), [None]);
+    // A page may be cached for several process-context identifiers.
+    guest.vcpu(1).system_mut().cr4 |= super::CR4_PCIDE;
+    assert_eq!(list(&mut guest, flags(0), 0b10, &[0x9000]), (HvStatus::Success, 1));
+    guest.exit(1, Exit::Interrupted);
+    assert!(guest.enter(1));
+    assert_eq!(flushed(&mut guest, 1), [None]);
+    let many = vec![0x1FFF; 500];
+    assert_eq!(list(&mut guest, flags(0), 0b01, &many), (HvStatus::Success, 500));
+    assert_eq!(flushed(&mut guest, 0), [None]);
+}
+
+#[test]
+fn requests_add_up() {
+    let range = |page: u64, more: u16| GvaRange::new().with_page_number(page).with_additional_pages(more);
+    let mut flush = Flush::list(&[range(1, MOST_PAGES as u16 - 2)]);
+    flush.merge(&Flush::list(&[range(u64::MAX >> 12, 0)]));
+    assert!(matches!(&flush, Flush::Pages(pages) if pages.len() == MOST_PAGES));
+    flush.merge(&Flush::list(&[range(9, 0)]));
+    assert_eq!(flush, Flush::Everything);
+    flush.merge(&Flush::default());
+    assert_eq!(flush, Flush::Everything);
+}
+
+#[test]
+fn sparse_sets_name_vps() {
+    let mut guest = guest(3);
+    let header = |format, valid_banks_mask| FlushVirtualAddressSpaceEx {
+        address_space: CR3,
+        flags: flags(0),
+        processor_set: VpSetHeader { format, valid_banks_mask },
+    };
+    let mut call = |code, header: FlushVirtualAddressSpaceEx, banks: &[u64], ranges: &[u64]| {
+        let input = [header.as_bytes(), banks.as_bytes(), ranges.as_bytes()].concat();
+        let control = HypercallInput::rep(code, ranges.len() as u16).with_variable_header_size(banks.len() as u16);
+        let status = guest.hypercall(0, control, &input).status();
+        let flushed: Vec<_> = (1..3).map(|vp| (guest.enter(vp), flushed(&mut guest, vp)).1).collect();
+        for vp in 1..3 {
+            guest.exit(vp, Exit::Interrupted);
+        }
+        (status, flushed)
+    };
+    let (whole, pages) = (CallCode::FlushVirtualAddressSpaceEx, CallCode::FlushVirtualAddressListEx);
+    assert_eq!(call(whole, header(FORMAT_SPARSE, 1), &[0b100], &[]), (HvStatus::Success, vec![vec![], vec![None]]));
+    assert_eq!(call(whole, header(FORMAT_ALL, 0), &[], &[]), (HvStatus::Success, vec![vec![None], vec![None]]));
+    assert_eq!(call(whole, header(FORMAT_SPARSE, 2), &[1], &[]).0, HvStatus::Success, "nobody has that index");
+    assert_eq!(call(whole, header(FORMAT_SPARSE, 1), &[0], &[]).0, HvStatus::InvalidParameter, "an empty set");
+    assert_eq!(call(whole, header(FORMAT_SPARSE, 3), &[1], &[]).0, HvStatus::InvalidHypercallInput);
+    assert_eq!(call(whole, header(7, 1), &[1], &[]).0, HvStatus::InvalidParameter);
+    let page = vec![Some(0x7000)];
+    assert_eq!(
+        call(pages, header(FORMAT_SPARSE, 1), &[0b110], &[0x7000]),
+        (HvStatus::Success, vec![page.clone(), page])
+    );
+}
+
+#[test]
+fn parameters_are_checked() {
+    let mut guest = guest(1);
+    let mut call = |address_space, bits, processor_mask| {
+        let input = FlushVirtualAddressSpace { address_space, flags: flags(bits), processor_mask };
+        guest.simple(0, CallCode::FlushVirtualAddressSpace, &input)
+    };
+    assert_eq!(call(1 << 63, 0, 1), HvStatus::InvalidParameter, "not a value of CR3");
+    assert_eq!(call(1 << 63, 2, 1), HvStatus::Success, "which does not matter then");
+    assert_eq!(call(CR3, 4, 1), HvStatus::Success);
+    assert_eq!(call(CR3, 8, 1), HvStatus::InvalidParameter, "a flag that is not offered");
+    assert_eq!(call(CR3, 1 << 63, 1), HvStatus::InvalidParameter);
+    assert_eq!(call(CR3, 0, 0), HvStatus::InvalidParameter);
+    assert_eq!(call(CR3, 1, 0), HvStatus::Success);
+    assert_eq!(list(&mut guest, flags(4), 1, &[0]), (HvStatus::InvalidParameter, 0), "makes no sense for a list");
+}
+
+/// A guest with VTL1 on VP 1, in VTL1 there, and VP 0 in VTL0.
+fn guest_with_vtl1_on_vp_1() -> Guest {
+    let mut guest = guest(2);
+    assert!(guest.enter(0) && guest.enter(1));
+    guest.enable_vtl(1, 1);
+    guest.vtl_call(1);
+    assert!(guest.write_msr(1, msr::GUEST_OS_ID, 1) && guest.write_msr(1, msr::HYPERCALL, HYPERCALL_PAGE | 1));
+    assert!(guest.enter(1));
+    guest.exit(1, Exit::Interrupted);
+    guest.exit(0, Exit::Interrupted);
+    guest
+}
+
+fn lock(guest: &mut Guest, locked: bool) {
+    let config = VsmVpSecureVtlConfig::new().with_tlb_locked(locked);
+    let register = (RegisterName::VsmVpSecureConfigVtl0, u64::from(config).into());
+    guest.vps[1].set_register(vtl(1), register, 0).expect("a valid value");
+}
+
+/// VP 0 flushes VP 1; returns whether the call is complete.
+fn flush_vp_1(guest: &mut Guest) -> bool {
+    let rip = guest.vcpu(0).general().rip;
+    let input = FlushVirtualAddressSpace { address_space: CR3, flags: flags(0), processor_mask: 0b10 };
+    guest.space(0).write(INPUT, input.as_bytes()).expect("writable parameters");
+    guest.vmcall(0, HypercallInput::simple(CallCode::FlushVirtualAddressSpace).into(), INPUT, 0);
+    guest.vcpu(0).general().rip != rip
+}
+
+#[test]
+fn a_locked_tlb_holds_the_vtl_that_asks_until_it_is_unlocked() {
+    type Unlock = fn(&mut Guest);
+    let unlocks: [Unlock; 3] = [
+        |guest| lock(guest, false),
+        // TLFS 15.5.2.2: a return releases all locks.
+        |guest| guest.vtl_return(1, true),
+        |guest| guest.vps[1].reset_registers(vtl(1), 0).expect("no failure"),
+    ];
+    for (way, unlock) in unlocks.into_iter().enumerate() {
+        let mut guest = guest_with_vtl1_on_vp_1();
+        lock(&mut guest, true);
+        assert!(!flush_vp_1(&mut guest));
+        assert!(!guest.enter(0), "it is suspended");
+        assert!(flushed(&mut guest, 1).is_empty());
+        unlock(&mut guest);
+        assert!(guest.enter(0), "and makes the call again: {way}");
+        assert!(flush_vp_1(&mut guest) && guest.enter(0));
+    }
+}
+
+#[test]
+fn an_inhibited_tlb_is_as_good_as_locked() {
+    let mut guest = guest_with_vtl1_on_vp_1();
+    let inhibit = |guest: &mut Guest, value: u64| {
+        guest.vps[1].set_register(Vtl::ZERO, (RegisterName::InterceptSuspend, value.into()), 0).expect("valid");
+    };
+    inhibit(&mut guest, 2);
+    assert!(!flush_vp_1(&mut guest) && !guest.enter(0));
+    inhibit(&mut guest, 0);
+    assert!(guest.enter(0) && flush_vp_1(&mut guest));
+}
