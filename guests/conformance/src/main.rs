@@ -7,6 +7,7 @@
 mod arrivals;
 mod checks;
 mod details;
+mod hypercalls;
 mod others;
 mod probes;
 mod secure;

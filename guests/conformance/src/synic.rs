@@ -1,5 +1,6 @@
 //! The SynIC and the synthetic timers of the VTL that runs, as the checks use them.
 
+use runtime::interrupts::let_in;
 use runtime::messages;
 use runtime::time::{self, MILLISECOND};
 use runtime::vtl::message_page;
@@ -101,9 +102,11 @@ impl Timer {
         expiration
     }
 
+    /// Stops the timer, and takes what it may have requested already.
     pub fn stop(self) {
         self.set_configuration(StimerConfig::new());
         self.set_count(0);
+        let_in();
     }
 }
 

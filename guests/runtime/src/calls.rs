@@ -36,8 +36,9 @@ fn done(result: HypercallResult) -> Result<(), HvStatus> {
 /// The call's status.
 pub fn get_register_of(header: [u64; 2], name: RegisterName) -> Result<RegisterValue, HvStatus> {
     let mut value = [0; 2];
+    let control = HypercallInput::rep(CallCode::GetVpRegisters, 1);
     // SAFETY: reading a register changes nothing.
-    let result = unsafe { rep(CallCode::GetVpRegisters, 1, &[header[0], header[1], u64::from(name.0)], &mut value) };
+    let result = unsafe { rep(control, &[header[0], header[1], u64::from(name.0)], &mut value) };
     done(result)?;
     Ok(RegisterValue { low: value[0], high: value[1] })
 }
@@ -60,7 +61,7 @@ pub fn get_register(vtl: InputVtl, name: RegisterName) -> Result<u64, HvStatus> 
 pub unsafe fn set_register_of(header: [u64; 2], name: RegisterName, value: RegisterValue) -> Result<(), HvStatus> {
     let input = [header[0], header[1], u64::from(name.0), 0, value.low, value.high];
     // SAFETY: the caller answers for the register.
-    done(unsafe { rep(CallCode::SetVpRegisters, 1, &input, &mut []) })
+    done(unsafe { rep(HypercallInput::rep(CallCode::SetVpRegisters, 1), &input, &mut []) })
 }
 
 /// Writes a register of a VTL on this VP.
@@ -132,7 +133,7 @@ pub fn protect_result(header: [u64; 2], pages: impl IntoIterator<Item = u64>) ->
             input.add(2 + count).write(page);
             count += 1;
         }
-        rep_in_place(CallCode::ModifyVtlProtectionMask, count as u16)
+        rep_in_place(HypercallInput::rep(CallCode::ModifyVtlProtectionMask, count as u16))
     }
 }
 

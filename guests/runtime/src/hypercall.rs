@@ -2,7 +2,7 @@
 
 use core::arch::{asm, global_asm};
 
-use tlfs::{CallCode, HvStatus, HypercallInput, HypercallResult};
+use tlfs::{HvStatus, HypercallInput, HypercallResult};
 
 use crate::context;
 use crate::pages::PAGE_SIZE;
@@ -199,9 +199,9 @@ pub unsafe fn slow(control: HypercallInput, input: &[u64], output: &mut [u64]) -
 ///
 /// # Safety
 /// As for [`raw`].
-pub unsafe fn rep_in_place(code: CallCode, count: u16) -> HypercallResult {
+pub unsafe fn rep_in_place(mut control: HypercallInput) -> HypercallResult {
     let (input, output) = pages();
-    let mut control = HypercallInput::rep(code, count);
+    let count = control.rep_count();
     loop {
         // SAFETY: the caller answers for the call.
         let result = unsafe { raw(control, input as u64, output as u64) };
@@ -220,13 +220,13 @@ pub unsafe fn rep_in_place(code: CallCode, count: u16) -> HypercallResult {
 ///
 /// # Safety
 /// As for [`raw`].
-pub unsafe fn rep(code: CallCode, count: u16, input: &[u64], output: &mut [u64]) -> HypercallResult {
+pub unsafe fn rep(control: HypercallInput, input: &[u64], output: &mut [u64]) -> HypercallResult {
     assert!(size_of_val(input) <= PAGE_SIZE && size_of_val(output) <= PAGE_SIZE);
     let (input_page, output_page) = pages();
     // SAFETY: as in `slow`.
     unsafe {
         input_page.cast::<u64>().copy_from_nonoverlapping(input.as_ptr(), input.len());
-        let result = rep_in_place(code, count);
+        let result = rep_in_place(control);
         output_page.cast::<u64>().copy_to_nonoverlapping(output.as_mut_ptr(), output.len());
         result
     }

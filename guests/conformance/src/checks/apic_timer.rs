@@ -1,7 +1,7 @@
 //! The local APIC's timer (SDM Vol. 3A 12.5.4).
 
 use runtime::apic::{self, DIVIDE_BY_1, MASKED, PERIODIC, TSC_DEADLINE, register};
-use runtime::interrupts::{sleep, taken};
+use runtime::interrupts::{let_in, sleep, taken};
 use runtime::registers::{msr, time_stamp, write_msr};
 use runtime::time::{self, MILLISECOND};
 use tlfs::msr::{APIC_FREQUENCY, TSC_FREQUENCY};
@@ -34,10 +34,11 @@ pub fn start(mode: u32, initial: u32) {
     apic::write(register::TIMER_INITIAL, initial);
 }
 
-/// Stops the timer.
+/// Stops the timer, and takes what it may have requested already.
 pub fn stop() {
     apic::write(register::TIMER_INITIAL, 0);
     apic::write(register::TIMER, MASKED);
+    let_in();
 }
 
 fn one_shot_timer_interrupts_once() -> Outcome {

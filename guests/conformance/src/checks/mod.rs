@@ -2,17 +2,22 @@
 
 mod apic_msr;
 mod apic_timer;
+mod cluster_ipi;
 pub mod discovery;
 mod enable_partition;
 mod enable_vp;
 mod environment;
+mod flush;
+mod flush_remote;
 mod harness;
 mod intercept_access;
 mod intercept_delivery;
 mod intercept_message;
+mod ipi;
 mod local_apic;
 mod local_apic_modes;
 mod locked;
+mod memory_order;
 mod mode_based;
 pub mod msr_hypercall;
 mod msr_synthetic;
@@ -71,6 +76,11 @@ pub const ALL: &[Group] = &[
     group(reference_tsc::prepare, reference_tsc::CHECKS),
     group(nothing, startup::CHECKS),
     group(nothing, processor_msr::CHECKS),
+    group(ipi::prepare, ipi::CHECKS),
+    group(cluster_ipi::prepare, cluster_ipi::CHECKS),
+    group(memory_order::prepare, memory_order::CHECKS),
+    group(flush::prepare, flush::CHECKS),
+    group(flush_remote::prepare, flush_remote::CHECKS),
     group(nothing, enable_partition::CHECKS),
     group(enable_partition::prepare, enable_vp::CHECKS),
     group(enable_vp::prepare, vtl_call::CHECKS),

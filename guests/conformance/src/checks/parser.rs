@@ -271,7 +271,7 @@ fn hundreds_of_reps_complete() -> Outcome {
     input[2..].fill(u64::from(VP_INDEX) | u64::from(VP_INDEX) << 32);
     let mut output = [UNTOUCHED; 2 * COUNT];
     // SAFETY: the call only reads registers.
-    let result = unsafe { hypercall::rep(CallCode::GetVpRegisters, COUNT as u16, &input, &mut output) };
+    let result = unsafe { hypercall::rep(get(COUNT as u16), &input, &mut output) };
     ensure_eq!((result.status(), result.reps_completed()), (HvStatus::Success, COUNT as u16));
     ensure!(output.iter().all(|word| *word == 0), "not all values were written");
     // SAFETY: as above; one more does not fit.

@@ -5,7 +5,7 @@ use runtime::exceptions::{INVALID_OPCODE, catch};
 use runtime::hypercall::{Registers, rep};
 use runtime::registers::{cr0, cr4, cr8, msr};
 use runtime::vtl;
-use tlfs::{CallCode, HvStatus, InputVtl, RegisterName};
+use tlfs::{CallCode, HvStatus, HypercallInput, InputVtl, RegisterName};
 
 use super::msr_hypercall::{read, write};
 use crate::secure::{self, in_vtl1, on_call};
@@ -198,8 +198,9 @@ fn set_list(list: &[(RegisterName, u64)]) -> (HvStatus, u16) {
     for (element, (name, value)) in input[2..].chunks_mut(4).zip(list) {
         element.copy_from_slice(&[u64::from(name.0), 0, *value, 0]);
     }
+    let control = HypercallInput::rep(CallCode::SetVpRegisters, list.len() as u16);
     // SAFETY: the registers in the lists of this file are not used by anything.
-    let result = unsafe { rep(CallCode::SetVpRegisters, list.len() as u16, &input[..2 + 4 * list.len()], &mut []) };
+    let result = unsafe { rep(control, &input[..2 + 4 * list.len()], &mut []) };
     (result.status(), result.reps_completed())
 }
 
