@@ -3,7 +3,7 @@
 use elf::abi::{EM_386, EM_X86_64, ET_DYN, ET_EXEC, PF_X, PT_LOAD, PT_NOTE};
 use elf::endian::LittleEndian;
 use elf::file::Class;
-use elf::note::Note;
+use elf::note::{Note, NoteIterator};
 use elf::{ElfBytes, ParseError};
 
 use super::{ImageError, Segment};
@@ -11,6 +11,8 @@ use super::{ImageError, Segment};
 /// The note that names a PVH kernel's 32-bit entry point, XEN_ELFNOTE_PHYS32_ENTRY of "Xen" (Xen, docs/misc/pvh.pandoc
 /// and public/elfnote.h).
 const PVH_NOTE: (u64, &[u8]) = (18, b"Xen\0");
+/// Names and contents of notes are padded to words, whatever the segment says of its own alignment.
+const NOTE_ALIGNMENT: usize = 4;
 
 /// Whether the file claims to be ELF.
 pub(super) fn is_elf(file: &[u8]) -> bool {
@@ -47,8 +49,9 @@ pub(super) fn parse(file: &[u8]) -> Result<Elf<'_>, ImageError> {
     for (index, program) in elf.segments().into_iter().flatten().enumerate() {
         if program.p_type == PT_NOTE {
             // Notes that make no sense are nobody's; the image may do without.
-            let notes = elf.segment_data_as_notes(&program).into_iter().flatten();
-            pvh_entry = pvh_entry.or(notes.filter_map(|note| pvh_note(&note)).next());
+            let bytes = elf.segment_data(&program).unwrap_or_default();
+            let mut notes = NoteIterator::new(LittleEndian, header.class, NOTE_ALIGNMENT, bytes);
+            pvh_entry = pvh_entry.or_else(|| notes.find_map(|note| pvh_note(&note)));
         }
         if program.p_type != PT_LOAD || program.p_memsz == 0 {
             continue;

@@ -1,5 +1,8 @@
 //! Images made by hand, whole and damaged.
 
+mod linux;
+mod pvh;
+
 use proptest::prelude::*;
 
 use super::*;
