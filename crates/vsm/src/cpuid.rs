@@ -58,6 +58,8 @@ impl Partition {
         let recommendations = Recommendations::new()
             .with_use_relaxed_timing(true)
             .with_use_hypercall_for_remote_flush(true)
+            .with_use_apic_msrs(self.privileges().access_intr_ctrl_regs())
+            .with_use_x2apic_msrs(self.config.x2apic)
             .with_use_synthetic_cluster_ipi(true)
             .with_use_ex_processor_masks(true)
             .with_long_spin_wait_count(if self.config.vps > 1 { LONG_SPIN_WAIT } else { u32::MAX })

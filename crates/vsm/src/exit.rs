@@ -47,6 +47,7 @@ impl Vp {
 
     fn act(&mut self, exit: Exit, other: Option<&mut Self>, now: u64) -> Result<Disposition, Error> {
         self.inbox().passes.leave();
+        self.active_mut().settle_eoi_assist();
         let disposition = self.handle(exit, other, now)?;
         // More than one at a time comes only of writes of the register by name; the others follow at the next exits.
         if disposition == Disposition::Handled

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 
-use chipset::local_apic::{Config, Effect, GeneralProtection};
+use chipset::local_apic::{MSR_APIC_BASE, Config, Effect, GeneralProtection};
 use chipset::{LocalApic, Rate};
 use engine::{Completion, Event, Exit, PAGE_SIZE};
 use tlfs::msr;
@@ -10,7 +10,6 @@ use tlfs::msr;
 use crate::inbox::Signal;
 use crate::msr::MsrError;
 use crate::startup::Activity;
-use crate::synic::Synic;
 use crate::vp::VtlState;
 use crate::{Partition, Platform, Vp, Vtl};
 
@@ -59,17 +58,28 @@ impl VtlState {
     fn write_apic_msr(&mut self, index: u32, value: u64, now: u64) -> Result<Option<Effect>, MsrError> {
         let effect = match index {
             // TLFS 10.3.1: only the low 32 bits of EOI count; 10.3.3: bits 7:0 of TPR.
-            msr::EOI => self.apic.end_of_interrupt(),
+            msr::EOI => self.end_of_interrupt(),
             msr::ICR => self.apic.write_icr(value).map(Effect::Ipi),
             msr::TPR if value > 0xFF => return Err(MsrError::Fault),
             msr::TPR => {
                 self.apic.set_task_priority(value as u8);
                 None
             }
-            _ => self.apic.write_msr(index, value, now)?,
+            _ => {
+                if index == X2APIC_EOI {
+                    self.withdraw_eoi_assist();
+                }
+                self.apic.write_msr(index, value, now)?
+            }
         };
         self.show_task_priority();
         Ok(effect)
+    }
+
+    /// The guest tells that an interrupt ended. That is the one that the VP assist page could have told of, if any.
+    fn end_of_interrupt(&mut self) -> Option<Effect> {
+        self.withdraw_eoi_assist();
+        self.apic.end_of_interrupt()
     }
 
     /// CR8 and the task priority register are one: after a change of the register.
@@ -125,9 +135,8 @@ impl VtlState {
         }
         if let Some(vector) = self.apic.pending_interrupt() {
             if vcpu.interruptible() {
-                accept(&mut self.apic, &self.synic, vector);
                 vcpu.inject(Event::Interrupt { vector });
-                self.activity = Activity::Running;
+                self.accept(vector);
                 waiting |= self.apic.pending_interrupt().is_some();
             } else {
                 waiting = true;
@@ -135,23 +144,30 @@ impl VtlState {
         }
         if self.window != waiting {
             self.window = waiting;
-            vcpu.request_interrupt_window(waiting);
+            self.vcpu.request_interrupt_window(waiting);
         }
     }
-}
 
-/// Acknowledges an interrupt. One of a SINT with auto-EOI ends at once (TLFS 11.8.5).
-fn accept(apic: &mut LocalApic, synic: &Synic, vector: u8) {
-    if synic.is_auto_eoi(vector) {
-        apic.accept_auto_eoi(vector);
-    } else {
-        apic.accept(vector);
+    /// Acknowledges an interrupt. One of a SINT with auto-EOI ends at once (TLFS 11.8.5).
+    fn accept(&mut self, vector: u8) {
+        self.activity = Activity::Running;
+        if self.synic.is_auto_eoi(vector) {
+            self.apic.accept_auto_eoi(vector);
+        } else {
+            self.apic.accept(vector);
+            self.offer_eoi_assist();
+        }
     }
 }
 
 impl Vp {
     /// Writes a register of a VTL's local APIC that [`owns_msr`] knows.
     pub(crate) fn write_apic_msr(&mut self, vtl: Vtl, index: u32, value: u64, now: u64) -> Result<(), MsrError> {
+        // The registers cannot lie over memory: other VPs may have theirs elsewhere, and all share one map of it. TLFS 10.2
+        // allows to restrict where they are.
+        if index == MSR_APIC_BASE && self.partition.is_ram(value & !(PAGE_SIZE - 1)) {
+            return Err(MsrError::Fault);
+        }
         let state = self.state_mut(vtl).ok_or(MsrError::Fault)?;
         let effect = state.write_apic_msr(index, value, now)?;
         if matches!(index, msr::EOI | X2APIC_EOI) {
@@ -174,6 +190,9 @@ impl Vp {
             Exit::MmioWrite { size, value, .. } => {
                 let bytes = value.to_le_bytes();
                 let data = bytes.get(..size.into()).unwrap_or(&bytes);
+                if offset == EOI_OFFSET {
+                    state.withdraw_eoi_assist();
+                }
                 let effect = state.apic.write_page(offset, data, now);
                 state.show_task_priority();
                 if offset == EOI_OFFSET {

@@ -8,6 +8,7 @@ mod config;
 pub mod connections;
 mod cpuid;
 mod crash;
+mod eoi_assist;
 mod error;
 mod exit;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -139,6 +139,11 @@ impl Partition {
         needed.into_bits() & !self.privileges.into_bits() == 0
     }
 
+    /// Whether there is RAM at a guest physical address.
+    pub(crate) fn is_ram(&self, gpa: u64) -> bool {
+        self.config.ram.iter().any(|range| range.contains(&gpa))
+    }
+
     /// Guest physical addresses are below 2 to the power of this.
     #[must_use]
     pub fn physical_address_bits(&self) -> u8 {

@@ -52,6 +52,7 @@ impl Vp {
             state.take_task_priority();
             state.apic.advance(now);
             state.advance_timers(&partition.time, now);
+            state.review_eoi_assist();
         }
         self.take_startup_signals();
         if !self.is_started() {

@@ -56,6 +56,7 @@ impl Vp {
     fn init(&mut self) {
         let Some(state) = self.state_mut(Vtl::ZERO) else { return };
         init_registers(state.vcpu.as_mut());
+        state.clear_eoi_assist();
         state.apic.init();
         let bootstrap = state.apic.is_bootstrap();
         state.show_task_priority();

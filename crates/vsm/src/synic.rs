@@ -163,6 +163,11 @@ impl Synic {
         }
     }
 
+    /// Whether no message waits.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queue.is_empty()
+    }
+
     /// Moves waiting messages into slots that are empty (TLFS 11.1.1: when another message is queued, at an end of
     /// interrupt and at an end of message). `time` is the reference time.
     pub(crate) fn deliver(&mut self, time: impl Fn() -> u64) -> Delivered {

@@ -57,6 +57,8 @@ pub(crate) struct VtlState {
     pub(crate) intercept_pending: bool,
     /// What it does when it is the VTL that runs.
     pub(crate) activity: Activity,
+    /// The guest may end the interrupt in service by the VP assist page (TLFS 10.3.5).
+    pub(crate) eoi_assisted: bool,
     /// The vCPU tells when it can take an interrupt.
     pub(crate) window: bool,
 }
@@ -110,6 +112,7 @@ impl Vp {
             intercept_pending: false,
             activity: Activity::Running,
             crash: CrashRegisters::default(),
+            eoi_assisted: false,
             window: false,
         };
         self.enabled.insert(vtl);

@@ -14,6 +14,7 @@ mod vectors;
 mod tests;
 
 pub use message::{Address, DeliveryMode, Destination, Interrupt, Ipi, IpiTarget, Message};
+pub use registers::MSR_APIC_BASE;
 pub use routing::Routing;
 pub use timer::TimerState;
 pub use vectors::VectorSet;

@@ -256,6 +256,7 @@ impl Vp {
         apic.set_tsc_offset(self.platform.tsc_offset());
         let state = self.state_mut(vtl).ok_or(Error::Config("the VTL is not enabled"))?;
         state.vcpu.reset();
+        state.clear_eoi_assist();
         state.apic = apic;
         state.registers = VtlRegisters::default();
         let waits = vtl == Vtl::ZERO && !state.apic.is_bootstrap();

@@ -280,6 +280,19 @@ fn apics_in_memory_belong_to_their_vtl() {
 }
 
 #[test]
+fn an_apic_can_move_but_not_over_memory() {
+    let mut guest = guest(0x30);
+    assert!(!guest.write_msr(0, 0x1B, 0x10_0900), "memory");
+    assert!(guest.write_msr(0, 0x1B, 0xD000_0900));
+    let read = |gpa| Exit::MmioRead { gpa, size: 4 };
+    assert_eq!(guest.exit(0, read(0xD000_0030)), Disposition::Handled);
+    assert_eq!(guest.exit(0, read(APIC + 0x30)), Disposition::Device(read(APIC + 0x30)));
+    // VTL1's stays where it is.
+    guest.vtl_call(0);
+    assert_eq!(guest.exit(0, read(APIC + 0x30)), Disposition::Handled);
+}
+
+#[test]
 fn an_ipi_stays_in_its_vtl() {
     let mut guest = guest(0x30);
     guest.vtl_call(0);
