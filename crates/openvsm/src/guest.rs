@@ -8,7 +8,7 @@ use machine::devices::SerialOutput;
 use machine::load::{Arguments, Image, ImageError, Layout, LayoutError};
 use machine::memory_map::MemoryMap;
 use machine::{Config, HostClock, Machine};
-use vsm::{Observation, Observer};
+use vsm::{Crash, Observation, Observer};
 
 use crate::cli::{EngineName, Platform, VsmOption};
 use crate::failure::Failure;
@@ -103,6 +103,10 @@ struct All(Vec<Arc<dyn Observer>>);
 impl Observer for All {
     fn observe(&self, observation: &Observation) {
         self.0.iter().for_each(|observer| observer.observe(observation));
+    }
+
+    fn crashed(&self, crash: &Crash) {
+        self.0.iter().for_each(|observer| observer.crashed(crash));
     }
 }
 

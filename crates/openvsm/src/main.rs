@@ -4,6 +4,7 @@ mod bench;
 mod cli;
 mod conform;
 mod console;
+mod crash;
 mod demo;
 mod failure;
 mod guest;

@@ -14,6 +14,7 @@ use vsm::Observer;
 use crate::Status;
 use crate::cli::{Run, SerialBackend};
 use crate::console::Console;
+use crate::crash::CrashReporter;
 use crate::failure::{self, Failure};
 use crate::guest::{Guest, Host, LoadError, host_memory};
 use crate::narrator::Narrator;
@@ -63,7 +64,8 @@ pub fn run(options: &Run) -> Status {
     let narrator = options.platform.verbose.then(|| Narrator::new(host.clock().tsc_frequency()));
     let tracer = trace.map(|file| (Arc::new(Tracer::new(Arc::clone(host.clock()), options.platform.cpus)), file));
     let observers = [
-        narrator.map(|narrator| Arc::new(narrator) as Arc<dyn Observer>),
+        Some(Arc::new(CrashReporter) as Arc<dyn Observer>),
+        narrator.map(|narrator| Arc::new(narrator) as _),
         tracer.as_ref().map(|(tracer, _)| Arc::clone(tracer) as _),
     ];
     let host = host.observed(observers.into_iter().flatten().collect());
