@@ -1,6 +1,6 @@
 //! The I/O APIC (Intel 82093AA data sheet, with the EOI register of later chips).
 
-use crate::local_apic::{Address, DeliveryMode, Destination, Interrupt, Message};
+use crate::local_apic::Message;
 
 /// The pins of an I/O APIC.
 pub const PINS: u8 = 24;
@@ -27,15 +27,12 @@ mod register {
 /// A version that has the EOI register.
 const VERSION: u32 = 0x20 | (PINS as u32 - 1) << 16;
 
-/// Bits of a redirection table entry.
+/// Bits of a redirection table entry; [`Message::from_redirection_entry`] knows the others.
 mod entry {
-    pub(super) const MODE_SHIFT: u32 = 8;
-    pub(super) const LOGICAL: u64 = 1 << 11;
     /// A level-triggered interrupt is under way; read-only.
     pub(super) const REMOTE_IRR: u64 = 1 << 14;
     pub(super) const LEVEL: u64 = 1 << 15;
     pub(super) const MASKED: u64 = 1 << 16;
-    pub(super) const DESTINATION_SHIFT: u32 = 56;
     /// What software writes: not the reserved bits, the delivery status and the remote IRR.
     pub(super) const WRITABLE: u64 = 0xFF00_0000_0001_AFFF;
 }
@@ -93,10 +90,7 @@ impl IoApic {
             if *entry & entry::MASKED != 0 {
                 return None;
             }
-            let mode = DeliveryMode::from_bits((*entry >> entry::MODE_SHIFT) as u32)?;
-            // Only interrupts with a vector end, so only they can be level-triggered.
-            let ends = matches!(mode, DeliveryMode::Fixed | DeliveryMode::LowestPriority);
-            let level = *entry & entry::LEVEL != 0 && ends;
+            let message = Message::from_redirection_entry(*entry)?;
             if *entry & entry::LEVEL == 0 {
                 if self.risen & bit == 0 {
                     return None;
@@ -108,13 +102,7 @@ impl IoApic {
                 }
                 *entry |= entry::REMOTE_IRR;
             }
-            let address = Address::Narrow((*entry >> entry::DESTINATION_SHIFT) as u8);
-            let destination = if *entry & entry::LOGICAL != 0 {
-                Destination::Logical(address)
-            } else {
-                Destination::Physical(address)
-            };
-            Some(Message { destination, interrupt: Interrupt { mode, vector: *entry as u8, level } })
+            Some(message)
         })
     }
 
@@ -182,6 +170,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::local_apic::{Address, DeliveryMode, Destination, Interrupt};
 
     const LEVEL: u64 = 1 << 15;
     const MASKED: u64 = 1 << 16;

@@ -193,8 +193,12 @@ impl Inbox {
 }
 
 impl Partition {
-    /// A device interrupts: a message of the I/O APIC or an MSI. Devices interrupt VTL0.
+    /// A device interrupts: a message of the I/O APIC or an MSI. Devices interrupt VTL0, unless the guest retargeted the
+    /// interrupt.
     pub fn interrupt(&self, message: Message) {
+        if self.retarget(&message) {
+            return;
+        }
         let (target, signal) = (IpiTarget::Destination(message.destination), Signal::Interrupt(message.interrupt));
         for vp in 0..self.config.vps {
             if self.is_target(vp, Vtl::ZERO, target, signal, false) {
@@ -216,6 +220,11 @@ impl Partition {
         let routing = self.inboxes().get(vp as usize).map_or(Routing::DISABLED, |inbox| inbox.routing(vtl));
         // Those that software has not enabled do not take part in the choice.
         routing.is_target(target, own) && (routing.is_software_enabled() || !signal.is_for_one())
+    }
+
+    /// Whether the local APIC of a VP in a VTL takes interrupts that have a vector.
+    pub(crate) fn takes_interrupts(&self, vp: u32, vtl: Vtl) -> bool {
+        self.inboxes().get(vp as usize).is_some_and(|inbox| inbox.routing(vtl).is_software_enabled())
     }
 
     /// Sends to the local APIC of a VP in a VTL, whatever its destination registers say.

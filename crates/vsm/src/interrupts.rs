@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 
-use chipset::local_apic::{MSR_APIC_BASE, Config, Effect, GeneralProtection};
+use chipset::local_apic::{Config, Effect, GeneralProtection, MSR_APIC_BASE};
 use chipset::{LocalApic, Rate};
 use engine::{Completion, Event, Exit, PAGE_SIZE};
 use tlfs::msr;
@@ -213,7 +213,10 @@ impl Vp {
     fn act_on(&mut self, vtl: Vtl, effect: Option<Effect>) {
         self.publish_routing(vtl);
         match effect {
-            Some(Effect::EndOfInterrupt { vector }) => self.ended.insert(vector),
+            Some(Effect::EndOfInterrupt { vector }) => {
+                self.ended.insert(vector);
+                self.partition.retargets().add_sources(vtl, vector, &mut self.ended);
+            }
             Some(Effect::Ipi(ipi)) => self.signal(vtl, ipi.target, Signal::Interrupt(ipi.interrupt)),
             None => {}
         }

@@ -28,6 +28,7 @@ mod platform_msr;
 mod protections;
 mod reference_time;
 mod registers;
+mod retarget;
 mod run;
 mod runtime;
 mod startup;

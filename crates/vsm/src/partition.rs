@@ -14,6 +14,7 @@ use crate::inbox::Inbox;
 use crate::overlay::PlacedPage;
 use crate::protections::Protections;
 use crate::reference_time::ReferenceClock;
+use crate::retarget::Retargets;
 use crate::{Config, Crash, Error, Observation, Observed, Observer, Platform, Vp, code_page, cpuid};
 
 /// The CPUID leaf of XSAVE.
@@ -41,6 +42,8 @@ pub struct Partition {
     mode_based: AtomicU16,
     /// By VP: VTLs enabled on it.
     vps: Box<[AtomicU16]>,
+    /// Where device interrupts go.
+    retargets: Retargets,
     /// By VP: what others send to it.
     inboxes: Box<[Inbox]>,
     /// One element per VTL that the guest is offered.
@@ -107,6 +110,7 @@ impl Partition {
             enabled: AtomicU16::new(0),
             mode_based: AtomicU16::new(0),
             vps,
+            retargets: Retargets::default(),
             inboxes,
             vtls,
         });
@@ -226,6 +230,11 @@ impl Partition {
     /// The inboxes, by VP.
     pub(crate) fn inboxes(&self) -> &[Inbox] {
         &self.inboxes
+    }
+
+    /// Where device interrupts go.
+    pub(crate) fn retargets(&self) -> &Retargets {
+        &self.retargets
     }
 
     /// The machine.

@@ -127,6 +127,24 @@ impl Message {
             if address & LOGICAL != 0 { Destination::Logical(narrow) } else { Destination::Physical(narrow) };
         Some(Self { destination, interrupt: Interrupt { mode, vector: data as u8, level } })
     }
+
+    /// The interrupt that an I/O APIC sends for a redirection table entry, whether or not that is masked. There is none for
+    /// a delivery mode that is reserved.
+    #[must_use]
+    pub const fn from_redirection_entry(entry: u64) -> Option<Self> {
+        const MODE_SHIFT: u32 = 8;
+        const LOGICAL: u64 = 1 << 11;
+        const LEVEL: u64 = 1 << 15;
+        const DESTINATION_SHIFT: u32 = 56;
+
+        let Some(mode) = DeliveryMode::from_bits((entry >> MODE_SHIFT) as u32) else { return None };
+        let narrow = Address::Narrow((entry >> DESTINATION_SHIFT) as u8);
+        let destination =
+            if entry & LOGICAL != 0 { Destination::Logical(narrow) } else { Destination::Physical(narrow) };
+        // Only interrupts with a vector end, so only they can be level-triggered.
+        let level = entry & LEVEL != 0 && matches!(mode, DeliveryMode::Fixed | DeliveryMode::LowestPriority);
+        Some(Self { destination, interrupt: Interrupt { mode, vector: entry as u8, level } })
+    }
 }
 
 /// Who gets an IPI (SDM Vol. 3A 12.6.1).

@@ -117,7 +117,7 @@ fn signal(kind: InterruptType, vector: u32, level: bool) -> Result<Signal, HvSta
 }
 
 /// TLFS 10.3.2: the vectors of fixed interrupts.
-fn fixed_vector(vector: u32) -> Result<u8, HvStatus> {
+pub(crate) fn fixed_vector(vector: u32) -> Result<u8, HvStatus> {
     u8::try_from(vector).ok().filter(|&vector| vector >= LOWEST_VECTOR).ok_or(HvStatus::InvalidParameter)
 }
 

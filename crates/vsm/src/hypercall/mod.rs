@@ -21,6 +21,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use self::convention::Convention;
 use self::definition::Definition;
+pub(crate) use self::interrupt::fixed_vector;
 pub(crate) use self::parser::Buffers;
 use self::parser::Outcome;
 use crate::code_page::Switch;
@@ -186,6 +187,7 @@ fn find(code: CallCode) -> Option<&'static Definition> {
         simple interrupt::SendSyntheticClusterIpi,
         simple interrupt::SendSyntheticClusterIpiEx,
         simple interrupt::AssertVirtualInterrupt,
+        simple crate::retarget::RetargetDeviceInterrupt,
         simple flush::FlushVirtualAddressSpace,
         simple flush::FlushVirtualAddressSpaceEx,
         rep flush::FlushVirtualAddressList,
