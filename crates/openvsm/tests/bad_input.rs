@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Directory, LOAD, Segment, elf, elf_of, openvsm, stderr, stdout};
+use common::{Directory, LOAD, Segment, bzimage, elf, elf_of, openvsm, stderr, stdout};
 
 const EXIT: &[u8] = &[0xB0, 0x00, 0xE6, 0xF4];
 
@@ -30,8 +30,8 @@ fn kernels_that_cannot_be_loaded() {
     let segment = |address, memory| Segment { address, memory, code: EXIT };
     let whole = elf(EXIT);
     let cases: [(&str, Vec<u8>, &str); 9] = [
-        ("empty", vec![], "neither an ELF64 nor a multiboot image"),
-        ("script", b"#!/bin/sh\nexit\n".to_vec(), "neither an ELF64 nor a multiboot image"),
+        ("empty", vec![], "neither a Linux kernel (bzImage) nor an ELF64 or multiboot image"),
+        ("script", b"#!/bin/sh\nexit\n".to_vec(), "neither a Linux kernel (bzImage) nor an ELF64 or multiboot image"),
         ("headless", whole[..70].to_vec(), "truncated"),
         ("tailless", whole[..whole.len() - 1].to_vec(), "truncated"),
         ("high", elf_of(8 << 30, &[segment(8 << 30, 4)]), "outside the guest's memory"),
@@ -45,7 +45,10 @@ fn kernels_that_cannot_be_loaded() {
         assert_tells(&refused(&["--kernel", &kernel]), &["--kernel", &kernel, problem]);
     }
     let absent = common::text(&directory.path("absent"));
-    assert_tells(&refused(&["--kernel", &absent]), &["--kernel", &absent, "no such file", "give an ELF64"]);
+    assert_tells(
+        &refused(&["--kernel", &absent]),
+        &["--kernel", &absent, "no such file", "give a Linux kernel (bzImage)"],
+    );
     assert_tells(&refused(&["--kernel", "/"]), &["--kernel /", "not a regular file"]);
     assert_tells(&refused(&["--kernel", "/dev/zero"]), &["--kernel", "not a regular file"]);
     assert_tells(&refused(&[]), &["--kernel <FILE>", "--help"]);
@@ -98,6 +101,47 @@ fn modules_that_do_not_fit() {
 }
 
 #[test]
+fn linux_kernels_that_cannot_be_loaded() {
+    let directory = Directory::new();
+    let whole = bzimage(EXIT);
+    let mut old = whole.clone();
+    old[0x206] = 0x0B;
+    let cases = [
+        ("headless", &whole[..0x210], "truncated"),
+        ("tailless", &whole[..whole.len() - 1], "inside the compressed kernel"),
+        ("old", &old, "without a 64-bit entry point (boot protocol 2.11)"),
+    ];
+    for (name, file, problem) in cases {
+        let kernel = directory.write(name, file);
+        assert_tells(
+            &refused(&["--kernel", &kernel]),
+            &["--kernel", &kernel, problem, "give a Linux kernel (bzImage)"],
+        );
+    }
+}
+
+#[test]
+fn what_linux_cannot_be_started_with() {
+    let directory = Directory::new();
+    let kernel = directory.write("kernel", &bzimage(EXIT));
+    let large = directory.write("large", &vec![0; 16 << 20]);
+    let cases: [(&[&str], &[&str]); 6] = [
+        (&["--memory", "19M"], &["--memory", "19 MiB are too little", "up to 20 MiB", "give more, such as 512M"]),
+        (&["--cmdline", &"x".repeat(64)], &["--cmdline", "64 bytes are more than the 63", "give a shorter one"]),
+        (&["--initramfs", "/no/such/file"], &["--initramfs /no/such/file", "no such file", "give a file"]),
+        (&["--initramfs", &large, "--memory", "32M"], &["--initramfs", &large, "no room", "32 MiB with --memory"]),
+        (&["--initramfs", &large, "--memory", "8M"], &["--initramfs", &large, "larger than the guest's memory"]),
+        (&["--module", &large], &["--module", "takes no modules", "use --initramfs"]),
+    ];
+    for (arguments, parts) in cases {
+        assert_tells(&refused(&[&["--kernel", &kernel], arguments].concat()), parts);
+    }
+    let elf = directory.write("elf", &elf(EXIT));
+    let line = refused(&["--kernel", &elf, "--initramfs", &kernel]);
+    assert_tells(&line, &["--initramfs", "neither Linux nor PVH", "use --module"]);
+}
+
+#[test]
 fn nothing_is_written_when_another_option_is_bad() {
     let directory = Directory::new();
     let log = directory.path("log");
@@ -130,8 +174,17 @@ fn help_and_version_are_not_errors() {
     }
     assert!(stdout(&openvsm(&["--version"]).output().unwrap()).starts_with("openvsm "));
     let help = stdout(&openvsm(&["run", "--help"]).output().unwrap());
-    for option in ["--kernel", "--cmdline", "--module", "--memory", "--serial", "--serial2", "--exit-port", "--engine"]
-    {
+    for option in [
+        "--kernel",
+        "--initramfs",
+        "--cmdline",
+        "--module",
+        "--memory",
+        "--serial",
+        "--serial2",
+        "--exit-port",
+        "--engine",
+    ] {
         assert!(help.contains(option), "{option} is not in the help");
     }
 }

@@ -109,3 +109,33 @@ pub fn run(code: &[u8], arguments: &[&str]) -> Output {
     let kernel = directory.write("kernel", &elf(code));
     openvsm(&[&["run", "--kernel", &kernel], arguments].concat()).output().unwrap()
 }
+
+/// A bzImage with this code at its 64-bit entry point. It is loaded at 16 MiB, says that it takes 4 MiB to unpack itself,
+/// and takes a command line of 63 bytes.
+pub fn bzimage(code: &[u8]) -> Vec<u8> {
+    // Two sectors of setup, then the kernel, whose entry point is behind the first sector.
+    let mut file = vec![0; 0x600];
+    file.extend(code);
+    file.resize(file.len().next_multiple_of(16), 0);
+    let kernel = (file.len() - 0x400) as u32;
+    let fields: [(usize, &[u8]); 14] = [
+        (0x1F1, &[1]),                          // setup_sects
+        (0x1F4, &(kernel / 16).to_le_bytes()),  // syssize
+        (0x1FE, &[0x55, 0xAA]),                 // boot_flag
+        (0x200, &[0xEB, 0x6A]),                 // jump
+        (0x202, b"HdrS"),                       // header
+        (0x206, &0x020Fu16.to_le_bytes()),      // version
+        (0x211, &[1]),                          // loadflags: loaded high
+        (0x22C, &0x7FFF_FFFFu32.to_le_bytes()), // initrd_addr_max
+        (0x230, &0x20_0000u32.to_le_bytes()),   // kernel_alignment
+        (0x236, &[1]),                          // xloadflags: a 64-bit kernel
+        (0x238, &63u32.to_le_bytes()),          // cmdline_size
+        (0x24C, &kernel.to_le_bytes()),         // payload_length
+        (0x258, &(16u64 << 20).to_le_bytes()),  // pref_address
+        (0x260, &(4u32 << 20).to_le_bytes()),   // init_size
+    ];
+    for (offset, bytes) in fields {
+        file[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+    file
+}
