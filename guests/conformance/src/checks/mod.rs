@@ -42,8 +42,11 @@ mod timer_direct;
 mod timer_message;
 mod translate;
 mod translate_lower;
+mod vtl_apic;
 mod vtl_call;
+mod vtl_preemption;
 mod vtl_return;
+mod vtl_startup;
 
 use crate::suite::{Group, Outcome};
 
@@ -101,6 +104,9 @@ pub const ALL: &[Group] = &[
     group(nothing, intercept_delivery::CHECKS),
     group(nothing, translate::CHECKS),
     group(nothing, translate_lower::CHECKS),
+    group(nothing, vtl_startup::CHECKS),
+    group(vtl_apic::prepare, vtl_apic::CHECKS),
+    group(vtl_preemption::prepare, vtl_preemption::CHECKS),
     group(third_vtl::prepare, third_vtl::CHECKS),
     group(third_vtl_memory::prepare, third_vtl_memory::CHECKS),
     group(nothing, locked::CHECKS),
