@@ -1,5 +1,6 @@
 //! The guest's time.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use engine::Clock;
@@ -31,6 +32,45 @@ impl Clock for HostClock {
     }
 }
 
+/// A time stamp counter that counts retired instructions from 0, as if each took a nanosecond. It stands still unless
+/// it is told to go on.
+#[derive(Debug, Default)]
+pub struct VirtualClock(AtomicU64);
+
+impl VirtualClock {
+    const FREQUENCY: u64 = 1_000_000_000;
+
+    /// The time stamp counter now.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// So many instructions have retired.
+    pub fn advance(&self, instructions: u64) {
+        self.0.fetch_add(instructions, Ordering::Relaxed);
+    }
+
+    /// Lets time pass up to a value; nothing happens if that is over.
+    pub fn advance_to(&self, tsc: u64) {
+        self.0.fetch_max(tsc, Ordering::Relaxed);
+    }
+}
+
+impl Clock for VirtualClock {
+    fn tsc(&self) -> u64 {
+        self.now()
+    }
+
+    fn tsc_frequency(&self) -> u64 {
+        Self::FREQUENCY
+    }
+
+    fn tsc_after(&self, instructions: u64) -> u64 {
+        self.now().wrapping_add(instructions)
+    }
+}
+
 /// The time that `ticks` of a clock take.
 pub(crate) fn duration(ticks: u64, frequency: u64) -> Duration {
     Duration::from_nanos((u128::from(ticks) * 1_000_000_000 / u128::from(frequency.max(1))).min(u64::MAX.into()) as u64)
@@ -44,6 +84,16 @@ mod tests {
     fn ticks_become_time() {
         assert_eq!(duration(3_000_000, 3_000_000_000), Duration::from_millis(1));
         assert_eq!(duration(u64::MAX, 1), Duration::from_nanos(u64::MAX));
+    }
+
+    #[test]
+    fn virtual_time_passes_as_told() {
+        let clock = VirtualClock::default();
+        clock.advance(5);
+        assert_eq!((clock.tsc(), clock.tsc_after(3)), (5, 8));
+        clock.advance_to(100);
+        clock.advance_to(50);
+        assert_eq!(clock.tsc(), 100);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, Thread};
 use std::time::Instant;
 
 use engine::{EngineError, Kick};
@@ -98,17 +99,23 @@ impl Control {
     pub fn ring(&self, vp: u32) {
         let Some(doorbell) = self.doorbells.get(vp as usize) else { return };
         // The VP looks at the bell after it has published its vCPUs and before it enters one. So either it sees the
-        // bell, or its vCPUs are in the list below and are kicked.
-        doorbell.rung.store(true, Ordering::SeqCst);
+        // bell, or its vCPUs are in the list below and are kicked. Who finds the bell rung leaves the rest to who rang it.
+        if doorbell.rung.swap(true, Ordering::SeqCst) {
+            return;
+        }
         let mut state = lock(&doorbell.state);
-        if std::mem::take(&mut state.stuck) {
-            self.stuck.fetch_sub(1, Ordering::SeqCst);
+        // The VP may have answered already, and sleep again.
+        if doorbell.rung.load(Ordering::SeqCst) {
+            state.unstick(&self.stuck);
         }
         for kicker in &state.kickers {
             kicker.kick();
         }
+        let sleeper = state.sleeper.clone();
         drop(state);
-        doorbell.woken.notify_one();
+        if let Some(sleeper) = sleeper {
+            sleeper.unpark();
+        }
     }
 
     /// Publishes the vCPUs of a VP, for [`Self::ring`] to kick.
@@ -118,53 +125,61 @@ impl Control {
         }
     }
 
-    /// Whether the VP's bell rang since this was asked last.
-    pub(crate) fn answered(&self, vp: u32) -> bool {
-        let rung = self.doorbells.get(vp as usize).map(|doorbell| &doorbell.rung);
-        // Nearly always false; the exchange is for when it is not.
-        rung.is_some_and(|rung| rung.load(Ordering::SeqCst) && rung.swap(false, Ordering::SeqCst))
+    /// Whether the VP's bell has rung since it was answered last.
+    pub(crate) fn is_rung(&self, vp: u32) -> bool {
+        self.doorbells.get(vp as usize).is_some_and(|doorbell| doorbell.rung.load(Ordering::SeqCst))
     }
 
-    /// Sleeps until the VP's bell rings or `deadline` is over. `stuck` means that nothing but another VP or the host can
-    /// wake it.
-    pub(crate) fn sleep(&self, vp: u32, deadline: Option<Instant>, stuck: bool) -> Slept {
+    /// Whether the VP's bell rang since this was asked last.
+    pub(crate) fn answered(&self, vp: u32) -> bool {
+        // Nearly always false; the exchange is for when it is not.
+        self.is_rung(vp) && self.doorbells[vp as usize].rung.swap(false, Ordering::SeqCst)
+    }
+
+    /// Sleeps until the VP's bell rings or `deadline` is over. `stuck` means that nothing but another VP or a device can
+    /// wake it; if that is so of all VPs, `hopeless` tells whether no device can.
+    pub(crate) fn sleep(
+        &self,
+        vp: u32,
+        deadline: Option<Instant>,
+        stuck: bool,
+        hopeless: impl FnOnce() -> bool,
+    ) -> Slept {
         let Some(doorbell) = self.doorbells.get(vp as usize) else { return Slept::Woken };
         let mut state = lock(&doorbell.state);
         if doorbell.rung.load(Ordering::SeqCst) {
             return Slept::Woken;
         }
-        if stuck {
+        state.sleeper = Some(thread::current());
+        let all = self.doorbells.len() as u32;
+        let last = stuck && {
             state.stuck = true;
-            if self.stuck.fetch_add(1, Ordering::SeqCst) + 1 == self.doorbells.len() as u32 {
-                return Slept::AllStuck;
+            self.stuck.fetch_add(1, Ordering::SeqCst) + 1 == all
+        };
+        drop(state);
+        // A device that interrupted somebody before it was asked has changed the count.
+        let all_stuck = last && hopeless() && self.stuck.load(Ordering::SeqCst) == all;
+        while !all_stuck && !doorbell.rung.load(Ordering::SeqCst) {
+            match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                None => thread::park(),
+                Some(left) if left.is_zero() => break,
+                Some(left) => thread::park_timeout(left),
             }
         }
-        while !doorbell.rung.load(Ordering::SeqCst) {
-            state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
-                None => doorbell.woken.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(left) if left.is_zero() => break,
-                Some(left) => doorbell.woken.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
-            };
+        let mut state = lock(&doorbell.state);
+        state.sleeper = None;
+        state.unstick(&self.stuck);
+        if all_stuck { Slept::AllStuck } else { Slept::Woken }
+    }
+
+    /// Sleeps until any VP's bell rings, in a machine whose VPs have one thread.
+    pub(crate) fn sleep_for_all(&self) {
+        for doorbell in &self.doorbells {
+            lock(&doorbell.state).sleeper = Some(thread::current());
         }
-        if std::mem::take(&mut state.stuck) {
-            self.stuck.fetch_sub(1, Ordering::SeqCst);
+        while !(0..self.doorbells.len()).any(|vp| self.is_rung(vp as u32)) {
+            thread::park();
         }
-        Slept::Woken
-    }
-}
-
-impl vsm::Platform for Control {
-    fn wake(&self, vp: u32) {
-        self.ring(vp);
-    }
-
-    /// There is no PIC whose output could have asked for this.
-    fn acknowledge_interrupt(&self) -> u8 {
-        0x0F
-    }
-
-    fn reset(&self) {
-        self.finish(Outcome::Reset);
     }
 }
 
@@ -182,15 +197,24 @@ pub(crate) enum Slept {
 struct Doorbell {
     rung: AtomicBool,
     state: Mutex<DoorbellState>,
-    woken: Condvar,
 }
 
 #[derive(Default)]
 struct DoorbellState {
     /// One per VTL that is enabled on the VP.
     kickers: Vec<Arc<dyn Kick>>,
+    /// Who sleeps until the bell rings.
+    sleeper: Option<Thread>,
     /// The VP sleeps and is counted in [`Control::stuck`].
     stuck: bool,
+}
+
+impl DoorbellState {
+    fn unstick(&mut self, count: &AtomicU32) {
+        if std::mem::take(&mut self.stuck) {
+            count.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -226,7 +250,7 @@ mod tests {
     fn a_bell_that_rang_before_is_not_slept_through() {
         let control = Control::new(1);
         control.ring(0);
-        assert_eq!(control.sleep(0, None, true), Slept::Woken);
+        assert_eq!(control.sleep(0, None, true, || true), Slept::Woken);
         assert!(control.answered(0));
     }
 
@@ -234,7 +258,7 @@ mod tests {
     fn a_deadline_ends_sleep() {
         let control = Control::new(1);
         let deadline = Instant::now() + Duration::from_millis(5);
-        assert_eq!(control.sleep(0, Some(deadline), false), Slept::Woken);
+        assert_eq!(control.sleep(0, Some(deadline), false, || true), Slept::Woken);
         assert!(Instant::now() >= deadline);
     }
 
@@ -242,7 +266,7 @@ mod tests {
     fn the_last_stuck_vp_learns_that_all_are() {
         let control = Control::new(2);
         std::thread::scope(|scope| {
-            let sleeper = scope.spawn(|| control.sleep(1, None, true));
+            let sleeper = scope.spawn(|| control.sleep(1, None, true, || true));
             while control.stuck.load(Ordering::SeqCst) == 0 {
                 std::thread::yield_now();
             }
@@ -251,11 +275,17 @@ mod tests {
             assert_eq!(control.stuck.load(Ordering::SeqCst), 0);
             assert_eq!(sleeper.join().unwrap(), Slept::Woken);
             assert!(control.answered(1));
-            let sleeper = scope.spawn(|| control.sleep(1, None, true));
+            let sleeper = scope.spawn(|| control.sleep(1, None, true, || true));
             while control.stuck.load(Ordering::SeqCst) == 0 {
                 std::thread::yield_now();
             }
-            assert_eq!(control.sleep(0, None, true), Slept::AllStuck);
+            assert_eq!(control.sleep(0, None, true, || true), Slept::AllStuck);
+            // A device can wake one.
+            let ring = || {
+                control.ring(0);
+                false
+            };
+            assert_eq!(control.sleep(0, None, true, ring), Slept::Woken);
             control.finish(Outcome::Stopped);
             assert_eq!(sleeper.join().unwrap(), Slept::Woken);
         });

@@ -4,19 +4,22 @@
 mod tests;
 
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, Scope, ScopedJoinHandle};
 
 use engine::{Clock, Engine, MemoryError};
 use tlfs::Vtl;
 use vsm::{Observer, Partition};
 
+use crate::board::{BOARD_PORTS, Board, BoardPorts, IO_APIC_PAGE, IoApicPage, IsaLine, line};
 use crate::boot;
-use crate::bus::{Bus, Conflict, PortDevice, Shared};
+use crate::bus::{Bus, Conflict, Shared, lock};
+use crate::clock::VirtualClock;
 use crate::control::{Control, Failure, Outcome};
 use crate::cpuid::{self, Platform};
+use crate::deterministic::Deterministic;
 use crate::devices::{
-    DebugExit, FirmwareConfiguration, KeyboardController, NotConnected, PowerManagement, ResetControl, SerialInput,
-    SerialOutput, SerialPort,
+    DebugExit, FirmwareConfiguration, KeyboardController, PowerManagement, PowerManagementTimer, ResetControl,
+    SerialInput, SerialOutput, SerialPort,
 };
 use crate::load::Layout;
 use crate::memory_map::MemoryMap;
@@ -35,6 +38,34 @@ pub struct Config<'a> {
     pub serial: [SerialOutput; 2],
     /// The port of [`DebugExit`], if there is one.
     pub exit_port: Option<u16>,
+    /// What time it is, in seconds since the beginning of 1970; the real-time clock goes on from there.
+    pub time_of_day: i64,
+}
+
+/// What decides when each VP runs.
+#[derive(Clone)]
+pub enum Schedule {
+    /// The host: every VP has a thread. Time is that of the clock.
+    Threads(Arc<dyn Clock>),
+    /// A number: all VPs share a thread and run in slices of random order and length. Time is counted in instructions.
+    /// The same guest does the same with the same seed, as long as nobody talks to it.
+    Deterministic {
+        /// What the engine reads the time from too.
+        clock: Arc<VirtualClock>,
+        /// The number.
+        seed: u64,
+    },
+}
+
+impl Schedule {
+    /// The clock, for the engine.
+    #[must_use]
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        match self {
+            Self::Threads(clock) => Arc::clone(clock),
+            Self::Deterministic { clock, .. } => Arc::clone(clock) as _,
+        }
+    }
 }
 
 /// Why a machine cannot be assembled.
@@ -54,35 +85,43 @@ pub enum AssemblyError {
 /// A PC with a guest in it. See the crate's documentation for its threads and locks.
 pub struct Machine {
     pub(crate) memory: MemoryMap,
+    schedule: Schedule,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) partition: Arc<Partition>,
     pub(crate) bus: Bus,
+    pub(crate) board: Arc<Board>,
     pub(crate) control: Arc<Control>,
     /// Held by the one VP that may visit others.
     pub(crate) turn: Mutex<()>,
     /// One per VP.
     pub(crate) slots: Box<[Slot]>,
+    serial_ports: [Shared<SerialPort>; 2],
     serial: [SerialInput; 2],
 }
 
 impl Machine {
-    /// Assembles a machine and loads the guest into it.
+    /// Assembles a machine and loads the guest into it. `engine` reads the clock of `schedule`.
     ///
     /// # Errors
     /// If the parts do not fit together, or the engine has no resources left.
     pub fn new(
         config: Config<'_>,
         engine: &Arc<dyn Engine>,
-        clock: Arc<dyn Clock>,
+        schedule: Schedule,
         observer: Option<Arc<dyn Observer>>,
     ) -> Result<Self, AssemblyError> {
+        let clock = schedule.clock();
         let vps = config.rules.vps;
         let control = Arc::new(Control::new(vps));
-        let (bus, serial) = devices(&config.memory, vps, config.serial, config.exit_port, &control)?;
+        let (time_of_day, memory) = (config.time_of_day, &config.memory);
+        let board = Arc::new(Board::new(Arc::clone(&control), Arc::clone(&clock), time_of_day, memory, vps));
+        let serial_ports = serial_ports(config.serial, &board, &control);
+        let bus = bus(memory, vps, config.exit_port, &clock, &board, &serial_ports, &control)?;
         let platform = Platform { vps, x2apic: config.rules.x2apic, tsc_deadline: config.rules.tsc_deadline };
         let processor = engine.supported_cpuid();
         let partition =
-            Partition::new(config.rules, Arc::clone(engine), clock.tsc_frequency(), control.clone(), observer)?;
+            Partition::new(config.rules, Arc::clone(engine), clock.tsc_frequency(), board.clone(), observer)?;
+        board.connect(&partition);
         for block in &config.layout.blocks {
             engine.write_ram(block.start, &block.bytes)?;
         }
@@ -99,13 +138,16 @@ impl Machine {
         }
         Ok(Self {
             memory: config.memory,
+            schedule,
             clock,
             partition,
             bus,
+            board,
             control,
             turn: Mutex::new(()),
             slots: slots.into(),
-            serial,
+            serial: serial_ports.each_ref().map(SerialInput::new),
+            serial_ports,
         })
     }
     /// What ends the machine from outside.
@@ -120,50 +162,114 @@ impl Machine {
         &self.serial
     }
 
-    /// Runs the guest until the machine ends, with a thread for every VP.
+    /// What presses the machine's power button.
+    #[must_use]
+    pub fn power_button(&self) -> PowerButton {
+        PowerButton(Arc::clone(&self.board))
+    }
+
+    /// Whether a device may still interrupt a machine of which no VP does anything.
+    pub(crate) fn may_be_woken(&self) -> bool {
+        let hears_input = |(port, line): (&Shared<SerialPort>, u8)| {
+            let interrupts = lock(port).interrupts_on_input();
+            interrupts && self.board.hears(line)
+        };
+        self.board.may_interrupt() || self.serial_ports.iter().zip([line::SERIAL1, line::SERIAL2]).any(hears_input)
+    }
+
+    /// Runs the guest until the machine ends.
     #[must_use]
     pub fn run(self) -> Outcome {
+        match &self.schedule {
+            Schedule::Threads(_) => self.run_in_threads(),
+            Schedule::Deterministic { clock, seed } => Deterministic::new(&self, clock, *seed).run(),
+        }
+        self.control.take_outcome().unwrap_or(Outcome::Stopped)
+    }
+
+    /// Runs the guest with a thread for every VP, and the timekeeper's.
+    fn run_in_threads(&self) {
         thread::scope(|scope| {
-            let start = |index| {
-                let vp = VpThread::new(&self, index);
-                let started = thread::Builder::new().name(format!("vp{index}")).spawn_scoped(scope, || vp.run());
-                started.map_err(|error| self.control.finish(Outcome::Failed(Failure::Thread(error)))).ok()
+            let timekeeper = self.start(scope, "timekeeper".into(), || self.board.keep_time());
+            let start_vp = |index| {
+                let vp = VpThread::new(self, index);
+                self.start(scope, format!("vp{index}"), || vp.run())
             };
-            let threads: Vec<_> = (0..self.slots.len() as u32).filter_map(start).collect();
-            for thread in threads {
+            let vps: Vec<_> = (0..self.slots.len() as u32).filter_map(start_vp).collect();
+            for thread in vps {
                 // A thread that panicked has made that the outcome.
                 let _ = thread.join();
             }
+            self.board.stop();
+            if let Some(thread) = timekeeper {
+                let _ = thread.join();
+            }
         });
-        self.control.take_outcome().unwrap_or(Outcome::Stopped)
+    }
+
+    fn start<'scope>(
+        &self,
+        scope: &'scope Scope<'scope, '_>,
+        name: String,
+        body: impl FnOnce() + Send + 'scope,
+    ) -> Option<ScopedJoinHandle<'scope, ()>> {
+        let started = thread::Builder::new().name(name).spawn_scoped(scope, body);
+        started.map_err(|error| self.control.finish(Outcome::Failed(Failure::Thread(error)))).ok()
     }
 }
 
-/// The devices of a machine and the receiving sides of its serial ports.
-fn devices(
+/// The power button of a machine.
+#[derive(Clone)]
+pub struct PowerButton(Arc<Board>);
+
+impl PowerButton {
+    /// Tells the guest that somebody presses it. What comes of it is the guest's affair.
+    pub fn press(&self) {
+        self.0.press_power_button();
+    }
+}
+
+/// A device that the bus can reach.
+fn shared<T>(device: T) -> Shared<T> {
+    Arc::new(Mutex::new(device))
+}
+
+fn serial_ports(
+    [first, second]: [SerialOutput; 2],
+    board: &Arc<Board>,
+    control: &Arc<Control>,
+) -> [Shared<SerialPort>; 2] {
+    [(first, line::SERIAL1), (second, line::SERIAL2)].map(|(output, line)| {
+        let line = Box::new(IsaLine { board: Arc::clone(board), line });
+        shared(SerialPort::new(output, line, Arc::clone(control)))
+    })
+}
+
+/// The bus with all devices of a machine.
+fn bus(
     memory: &MemoryMap,
     vps: u32,
-    [first, second]: [SerialOutput; 2],
     exit_port: Option<u16>,
+    clock: &Arc<dyn Clock>,
+    board: &Arc<Board>,
+    [first, second]: &[Shared<SerialPort>; 2],
     control: &Arc<Control>,
-) -> Result<(Bus, [SerialInput; 2]), Conflict> {
-    fn shared<T: PortDevice>(device: T) -> Shared<T> {
-        Arc::new(Mutex::new(device))
-    }
-    let serial = |output| shared(SerialPort::new(output, Box::new(NotConnected), Arc::clone(control)));
-    let (first, second) = (serial(first), serial(second));
-    let inputs = [SerialInput::new(&first), SerialInput::new(&second)];
+) -> Result<Bus, Conflict> {
     let processors = vps.try_into().unwrap_or(u16::MAX);
-
     let mut bus = Bus::default();
-    bus.attach_ports(SerialPort::COM1, first)?;
-    bus.attach_ports(SerialPort::COM2, second)?;
+    for ports in BOARD_PORTS {
+        bus.attach_ports(ports.clone(), shared(BoardPorts::new(Arc::clone(board), ports)))?;
+    }
+    bus.attach_mmio(IO_APIC_PAGE, shared(IoApicPage(Arc::clone(board))))?;
+    bus.attach_ports(SerialPort::COM1, first.clone())?;
+    bus.attach_ports(SerialPort::COM2, second.clone())?;
     bus.attach_ports(FirmwareConfiguration::PORTS, shared(FirmwareConfiguration::new(memory.bytes(), processors)))?;
     bus.attach_ports(PowerManagement::PORTS, shared(PowerManagement::new(Arc::clone(control))))?;
+    bus.attach_ports(PowerManagementTimer::PORTS, shared(PowerManagementTimer::new(Arc::clone(clock))))?;
     bus.attach_ports(KeyboardController::PORTS, shared(KeyboardController::new(Arc::clone(control))))?;
     bus.attach_ports(ResetControl::PORTS, shared(ResetControl::new(Arc::clone(control))))?;
     if let Some(port) = exit_port {
         bus.attach_ports(port..=port, shared(DebugExit::new(Arc::clone(control))))?;
     }
-    Ok((bus, inputs))
+    Ok(bus)
 }

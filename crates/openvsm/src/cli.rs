@@ -50,6 +50,12 @@ pub struct Platform {
     /// Number of virtual processors, 1 to 64
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub cpus: u32,
+    /// Run all processors on one thread, in an order that a number decides, so that a run can be repeated exactly
+    ///
+    /// Time is counted in instructions then, and the guest's clock begins at a fixed date. Guests that get input are not
+    /// repeatable.
+    #[arg(long, value_name = "SEED", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
+    pub deterministic: Option<u64>,
     /// What the guest is offered of VSM: vtls=1..16 (default 3), mbec=on|off, profile=tlfs|kvm-rfc
     ///
     /// `vtls` is the number of Virtual Trust Levels. `mbec=off` hides mode-based execute control, so that kernel and user
@@ -164,9 +170,10 @@ A Linux kernel starts by its 64-bit boot protocol, an image with a multiboot hea
 an ELF file with a PVH note as Xen's PVH document says. Any other ELF64 file starts in 64-bit mode with the first 4 GiB
 mapped to themselves and RDI pointing to a multiboot information structure. ACPI tables describe the machine to all.
 
-Besides the serial ports there are: the exit port; power off as on QEMU (write 0x2000 to port 0x604); reset by
-port 0xCF9 or by the keyboard controller (write 0xFE to port 0x64); and fw_cfg at 0x510 (signature, RAM size, number of
-processors).
+The machine has a PC's interrupt controllers (8259 pair, I/O APIC), timers (8254, real-time clock, ACPI timer) and two
+serial ports, the exit port, and fw_cfg at 0x510 (signature, RAM size, number of processors). It powers off as on QEMU
+(write 0x2000 to port 0x604) and resets by port 0xCF9 or by the keyboard controller (write 0xFE to port 0x64). The
+signal SIGPWR presses its power button.
 
 Standard input goes to the serial port that is on stdio. A terminal is set to raw mode meanwhile; Ctrl-C ends openvsm.
 ";
@@ -224,7 +231,7 @@ impl FromStr for ExitPort {
             None => text.parse(),
         };
         let port = port.map_err(|_| "give a port number from 0 to 0xffff such as 0xf4, or none")?;
-        if machine::devices::FIXED_PORTS.iter().any(|taken| taken.contains(&port)) {
+        if machine::devices::fixed_ports().any(|taken| taken.contains(&port)) {
             return Err("another device has this port; give a free one such as 0xf4, or none");
         }
         Ok(Self(Some(port)))

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use machine::devices::SerialInput;
-use machine::{Control, Outcome};
-use rustix::process::getpgrp;
+use machine::{Control, Machine, Outcome, PowerButton};
+use rustix::process::{Signal, getpgrp};
 use rustix::termios::{
     InputModes, LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetpgrp, tcsetattr,
 };
@@ -15,7 +15,10 @@ use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
-/// Passes standard input to the guest, and ends the guest when a signal asks for it. The terminal is in raw mode
+/// The signal of a power failure: the guest shall shut down.
+const SIGPWR: i32 = Signal::POWER.as_raw();
+
+/// Passes standard input to the guest, and ends the guest, or presses its power button, when a signal asks for it. The terminal is in raw mode
 /// meanwhile, except that its special keys still send signals.
 pub struct Console {
     shared: Arc<Shared>,
@@ -34,6 +37,7 @@ struct Shared {
 #[derive(Default)]
 struct Guest {
     control: Option<Arc<Control>>,
+    power_button: Option<PowerButton>,
     input: Option<SerialInput>,
 }
 
@@ -49,7 +53,7 @@ impl Console {
         let terminal = if with_input { Terminal::make_raw()? } else { None };
         let shared = Arc::new(Shared { terminal, ..Shared::default() });
 
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT])?;
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT, SIGPWR])?;
         let handle = signals.handle();
         let for_signals = Arc::clone(&shared);
         thread::Builder::new().name("signals".into()).spawn(move || {
@@ -66,8 +70,13 @@ impl Console {
     }
 
     /// From now on input and signals go to this machine.
-    pub fn attach(&self, control: &Arc<Control>, input: Option<&SerialInput>) {
-        *self.shared.guest() = Guest { control: Some(Arc::clone(control)), input: input.cloned() };
+    pub fn attach(&self, machine: &Machine, input: Option<&SerialInput>) {
+        let control = machine.control();
+        *self.shared.guest() = Guest {
+            control: Some(Arc::clone(control)),
+            power_button: Some(machine.power_button()),
+            input: input.cloned(),
+        };
         if self.shared.signal.load(Ordering::SeqCst) != 0 {
             control.finish(Outcome::Stopped);
         }
@@ -106,6 +115,11 @@ impl Shared {
             SIGTSTP => {
                 self.restore_terminal();
                 die_of(signal);
+            }
+            SIGPWR => {
+                if let Some(button) = &self.guest().power_button {
+                    button.press();
+                }
             }
             SIGCONT => {
                 if let Some(terminal) = &self.terminal {

@@ -1,13 +1,14 @@
 //! From options to a machine with a guest in it.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use engine::{Clock, Engine};
 use engine_soft::SoftEngine;
 use machine::devices::SerialOutput;
 use machine::load::{Arguments, Image, ImageError, Layout, LayoutError};
 use machine::memory_map::MemoryMap;
-use machine::{Config, HostClock, Machine};
+use machine::{Config, HostClock, Machine, Schedule};
 use vsm::{Crash, Observation, Observer};
 
 use crate::cli::{EngineName, Platform, VsmOption};
@@ -46,6 +47,7 @@ pub struct Host {
     engine: EngineName,
     rules: vsm::Config,
     exit_port: Option<u16>,
+    schedule: Schedule,
     clock: Arc<dyn Clock>,
     observer: Option<Arc<dyn Observer>>,
 }
@@ -61,7 +63,12 @@ impl Host {
                 VsmOption::Profile(profile) => rules.profile = profile,
             }
         }
-        Self { engine: platform.engine, rules, exit_port, clock: Arc::new(HostClock::start()), observer: None }
+        let schedule = match platform.deterministic {
+            None => Schedule::Threads(Arc::new(HostClock::start())),
+            Some(seed) => Schedule::Deterministic { clock: Arc::default(), seed },
+        };
+        let clock = schedule.clock();
+        Self { engine: platform.engine, rules, exit_port, schedule, clock, observer: None }
     }
 
     /// Has the rules tell these observers what happens.
@@ -92,8 +99,22 @@ impl Host {
             layout: &guest.layout,
             serial,
             exit_port: self.exit_port,
+            time_of_day: self.time_of_day(),
         };
-        Machine::new(config, &engine, Arc::clone(&self.clock), self.observer.clone()).map_err(Failure::host)
+        Machine::new(config, &engine, self.schedule.clone(), self.observer.clone()).map_err(Failure::host)
+    }
+
+    /// The time that the guest's clock shows at first, in seconds since the beginning of 1970.
+    fn time_of_day(&self) -> i64 {
+        /// 2026-01-01 00:00:00 UTC, in runs that are to be repeated.
+        const FIXED: i64 = 1_767_225_600;
+        match self.schedule {
+            Schedule::Threads(_) => {
+                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+                now.map_or(0, |now| now.as_secs().try_into().unwrap_or(i64::MAX))
+            }
+            Schedule::Deterministic { .. } => FIXED,
+        }
     }
 }
 

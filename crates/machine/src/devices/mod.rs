@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 pub use debug_exit::DebugExit;
 pub use firmware_configuration::FirmwareConfiguration;
-pub use power::PowerManagement;
+pub use power::{PowerManagement, PowerManagementTimer};
 pub use reset::{KeyboardController, ResetControl};
 pub use serial::{SerialInput, SerialOutput, SerialPort};
 
+use crate::board::BOARD_PORTS;
 use crate::control::Control;
 
 /// An edge-triggered interrupt line of a device.
@@ -23,23 +24,20 @@ pub trait InterruptLine: Send + Sync {
     fn pulse(&self);
 }
 
-/// A line that ends nowhere.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NotConnected;
-
-impl InterruptLine for NotConnected {
-    fn pulse(&self) {}
-}
-
 /// What devices use to end the guest.
 pub type Ender = Arc<Control>;
 
 /// The ports of the devices that every machine has.
-pub const FIXED_PORTS: [RangeInclusive<u16>; 6] = [
-    SerialPort::COM1,
-    SerialPort::COM2,
-    FirmwareConfiguration::PORTS,
-    PowerManagement::PORTS,
-    KeyboardController::PORTS,
-    ResetControl::PORTS,
-];
+pub fn fixed_ports() -> impl Iterator<Item = RangeInclusive<u16>> {
+    [
+        SerialPort::COM1,
+        SerialPort::COM2,
+        FirmwareConfiguration::PORTS,
+        PowerManagement::PORTS,
+        PowerManagementTimer::PORTS,
+        KeyboardController::PORTS,
+        ResetControl::PORTS,
+    ]
+    .into_iter()
+    .chain(BOARD_PORTS)
+}

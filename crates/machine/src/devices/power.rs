@@ -1,7 +1,11 @@
-//! Power off, through the register that guests know from QEMU's PCs: the ACPI PM1a control block at port 0x604
-//! (ACPI 6.5, 4.8.3.2.1).
+//! The parts of ACPI's power management that need no interrupt, at the ports that guests know from QEMU's PCs: the PM1a
+//! control block, by which they power off (ACPI 6.5, 4.8.3.2.1), and the power management timer (4.8.3.3).
 
+use std::num::NonZeroU64;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use engine::Clock;
 
 use super::Ender;
 use crate::bus::PortDevice;
@@ -55,10 +59,35 @@ impl PortDevice for PowerManagement {
     }
 }
 
+/// The power management timer, 4 bytes.
+pub struct PowerManagementTimer {
+    timer: chipset::PmTimer,
+    clock: Arc<dyn Clock>,
+}
+
+impl PowerManagementTimer {
+    /// Where ACPI says that it is.
+    pub const PORTS: RangeInclusive<u16> = 0x608..=0x60B;
+
+    /// A timer that counts `clock`.
+    #[must_use]
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        let frequency = NonZeroU64::new(clock.tsc_frequency()).unwrap_or(NonZeroU64::MIN);
+        Self { timer: chipset::PmTimer::new(frequency), clock }
+    }
+}
+
+impl PortDevice for PowerManagementTimer {
+    fn read(&mut self, offset: u16, _size: u8) -> u32 {
+        self.timer.value(self.clock.tsc()) >> (8 * u32::from(offset & 3))
+    }
+
+    /// It cannot be set.
+    fn write(&mut self, _offset: u16, _size: u8, _value: u32) {}
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::control::Control;
 

@@ -49,6 +49,13 @@ impl SerialPort {
         Self { device: Serial::new(Line(line), output), room: Arc::default(), ender }
     }
 
+    /// Whether bytes for the guest interrupt.
+    pub(crate) fn interrupts_on_input(&self) -> bool {
+        /// The interrupt enable register's bit for received data.
+        const RECEIVED_DATA: u8 = 1 << 0;
+        self.device.state().interrupt_enable & RECEIVED_DATA != 0
+    }
+
     /// Puts bytes into the receive buffer; returns how many it took.
     fn receive(&mut self, bytes: &[u8]) -> usize {
         // The only error is a full buffer.
@@ -120,7 +127,6 @@ mod tests {
 
     use super::*;
     use crate::control::Control;
-    use crate::devices::NotConnected;
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
@@ -134,6 +140,7 @@ mod tests {
         }
     }
 
+    #[derive(Default)]
     struct Counter(Arc<AtomicU32>);
 
     impl InterruptLine for Counter {
@@ -144,7 +151,7 @@ mod tests {
 
     fn port(output: impl Write + Send + 'static) -> (SerialPort, Ender) {
         let ender = Arc::new(Control::new(1));
-        (SerialPort::new(Box::new(output), Box::new(NotConnected), ender.clone()), ender)
+        (SerialPort::new(Box::new(output), Box::new(Counter::default()), ender.clone()), ender)
     }
 
     #[test]

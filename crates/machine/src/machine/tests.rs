@@ -38,8 +38,10 @@ fn machine(vps: u32, observer: Option<Arc<dyn Observer>>) -> (Machine, Arc<dyn E
         layout: &layout,
         serial: [Box::new(io::sink()), Box::new(io::sink())],
         exit_port: Some(EXIT_PORT),
+        time_of_day: 0,
     };
-    (Machine::new(config, &engine, Arc::new(HostClock::start()), observer).unwrap(), engine)
+    let schedule = Schedule::Threads(Arc::new(HostClock::start()));
+    (Machine::new(config, &engine, schedule, observer).unwrap(), engine)
 }
 
 fn play(vcpu: &mut dyn Vcpu, exits: impl IntoIterator<Item = Exit>) {
