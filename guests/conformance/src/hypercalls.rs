@@ -1,6 +1,8 @@
 //! Hypercalls that interrupt and flush, as the checks make them.
 
+use runtime::calls::PARTITION_SELF;
 use runtime::hypercall::{fast, rep, slow};
+use tlfs::hypercalls::interrupt::InterruptControl;
 use tlfs::memory::FlushFlags;
 use tlfs::vp_set::{FORMAT_ALL, FORMAT_SPARSE};
 use tlfs::{CallCode, HvStatus, HypercallInput, HypercallResult, InputVtl};
@@ -90,4 +92,40 @@ pub fn flush_list(cr3: u64, flags: FlushFlags, target: Target, ranges: &[u64]) -
     let control = HypercallInput::rep(code, ranges.len() as u16).with_variable_header_size(banks);
     // SAFETY: as above.
     done(unsafe { rep(control, &input[..header.len() + ranges.len()], &mut []) })
+}
+
+/// HvCallAssertVirtualInterrupt for an APIC id of the own partition.
+pub fn assert_interrupt(control: InterruptControl, apic_id: u32, vector: u32, vtl: u8) -> Result<(), HvStatus> {
+    assert_interrupt_of(PARTITION_SELF, control, apic_id, vector, vtl)
+}
+
+/// As [`assert_interrupt`], for any partition.
+pub fn assert_interrupt_of(
+    partition: u64,
+    control: InterruptControl,
+    apic_id: u32,
+    vector: u32,
+    vtl: u8,
+) -> Result<(), HvStatus> {
+    let last = u64::from(vector) | u64::from(vtl) << 32;
+    let input = [partition, control.into_bits(), apic_id.into(), last];
+    // SAFETY: as above.
+    done(unsafe { slow(HypercallInput::simple(CallCode::AssertVirtualInterrupt), &input, &mut []) })
+}
+
+/// HvCallPostMessage with a payload of `size` bytes.
+pub fn post_message(connection: u32, message_type: u32, size: u32) -> Result<(), HvStatus> {
+    let mut input = [0; 32];
+    input[0] = connection.into();
+    input[1] = u64::from(message_type) | u64::from(size) << 32;
+    // SAFETY: a message only goes to a slot that is for messages.
+    done(unsafe { slow(HypercallInput::simple(CallCode::PostMessage), &input, &mut []) })
+}
+
+/// HvCallSignalEvent.
+pub fn signal_event(connection: u32, flag: u16) -> Result<(), HvStatus> {
+    // SAFETY: an event only sets a bit that is for events.
+    done(unsafe {
+        fast(HypercallInput::simple(CallCode::SignalEvent), &[u64::from(connection) | u64::from(flag) << 32]).0
+    })
 }

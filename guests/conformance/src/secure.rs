@@ -186,6 +186,11 @@ pub fn on_interrupt(vtl: u8, function: fn()) {
     watch(vtl).on_interrupt = Some(function);
 }
 
+/// Sets how a VTL of another processor treats intercepts, until the check ends.
+pub fn policy_on(processor: u32, vtl: u8, policy: Policy) {
+    watch_on(processor, vtl).policy = policy;
+}
+
 /// How often a VTL of a processor was entered but by a VTL call, since the check began or began to watch.
 pub fn interruptions(processor: u32, vtl: u8) -> u32 {
     // SAFETY: the counter is read at once; the VTL may change it at any time.

@@ -122,7 +122,8 @@ fn timer_wakes_a_processor_that_sleeps() -> Outcome {
     Ok(())
 }
 
-fn need_deadline() -> Outcome {
+/// Skips unless the timer has TSC-deadline mode.
+pub fn need_deadline() -> Outcome {
     if !apic::offers_tsc_deadline() {
         skip!("CPUID does not offer TSC-deadline mode");
     }

@@ -3,6 +3,7 @@
 mod apic_msr;
 mod apic_timer;
 mod cluster_ipi;
+mod connections;
 pub mod discovery;
 mod enable_partition;
 mod enable_vp;
@@ -29,8 +30,10 @@ mod private_synthetic;
 mod processor_msr;
 mod protection;
 mod protection_config;
+mod protection_other;
 mod protection_rules;
 mod reference_tsc;
+mod registers_other;
 mod registers_read;
 mod registers_vsm;
 mod registers_write;
@@ -44,9 +47,12 @@ mod translate;
 mod translate_lower;
 mod vtl_apic;
 mod vtl_call;
+mod vtl_flush;
+mod vtl_ipi;
 mod vtl_preemption;
 mod vtl_return;
 mod vtl_startup;
+mod vtl_timers;
 
 use crate::suite::{Group, Outcome};
 
@@ -81,6 +87,7 @@ pub const ALL: &[Group] = &[
     group(nothing, processor_msr::CHECKS),
     group(ipi::prepare, ipi::CHECKS),
     group(cluster_ipi::prepare, cluster_ipi::CHECKS),
+    group(nothing, connections::CHECKS),
     group(memory_order::prepare, memory_order::CHECKS),
     group(flush::prepare, flush::CHECKS),
     group(flush_remote::prepare, flush_remote::CHECKS),
@@ -107,6 +114,11 @@ pub const ALL: &[Group] = &[
     group(nothing, vtl_startup::CHECKS),
     group(vtl_apic::prepare, vtl_apic::CHECKS),
     group(vtl_preemption::prepare, vtl_preemption::CHECKS),
+    group(vtl_ipi::prepare, vtl_ipi::CHECKS),
+    group(vtl_timers::prepare, vtl_timers::CHECKS),
+    group(vtl_flush::prepare, vtl_flush::CHECKS),
+    group(registers_other::prepare, registers_other::CHECKS),
+    group(protection_other::prepare, protection_other::CHECKS),
     group(third_vtl::prepare, third_vtl::CHECKS),
     group(third_vtl_memory::prepare, third_vtl_memory::CHECKS),
     group(nothing, locked::CHECKS),
