@@ -2,6 +2,7 @@
 //! switches, faults and passing time on a fake engine, and what VSM promises is checked after every step.
 
 mod check;
+mod ports;
 mod source;
 
 use std::ops::Range;
@@ -20,6 +21,7 @@ use tlfs::{CallCode, HypercallInput, HypercallResult, InputVtl, PartitionId, Reg
 use zerocopy::IntoBytes;
 
 use self::check::{Checker, Step};
+use self::ports::Ports;
 use self::source::Source;
 use crate::{Bare, Config, Disposition, Entry, Partition, Vp, code_page};
 
@@ -31,6 +33,7 @@ const HYPERCALL_PAGE: u64 = 8;
 const INPUT_PAGE: u64 = 9;
 const OUTPUT_PAGE: u64 = 10;
 const MESSAGE_PAGE: u64 = 11;
+const EVENT_PAGE: u64 = 12;
 /// VTLs that the guest is offered.
 const VTLS: u8 = 3;
 /// Virtual processors.
@@ -48,7 +51,7 @@ const LEGACY_CODE: u16 = 0xC09B;
 const MARK: u64 = 0x7800_0000;
 
 /// Model-specific registers that are worth writing.
-const MSRS: [u32; 22] = [
+const MSRS: [u32; 34] = [
     msr::GUEST_OS_ID,
     msr::HYPERCALL,
     msr::VP_INDEX,
@@ -63,6 +66,18 @@ const MSRS: [u32; 22] = [
     msr::ICR,
     msr::TPR,
     msr::TIME_REF_COUNT,
+    msr::REFERENCE_TSC,
+    msr::RESET,
+    msr::VP_RUNTIME,
+    msr::GUEST_IDLE,
+    msr::STIMER0_CONFIG,
+    msr::STIMER0_COUNT,
+    msr::STIMER0_CONFIG + 2,
+    msr::STIMER0_COUNT + 2,
+    msr::STIMER3_COUNT - 1,
+    msr::STIMER3_COUNT,
+    msr::CRASH_P3,
+    msr::CRASH_CTL,
     0x10,
     0x1B,
     0x3B,
@@ -114,6 +129,7 @@ struct Driver {
     vps: Vec<Vp>,
     now: u64,
     checker: Checker,
+    ports: Ports,
 }
 
 impl Driver {
@@ -123,7 +139,8 @@ impl Driver {
         let config = Config { vps: VPS, vtls: VTLS, ram: vec![RAM], ..Config::default() };
         let partition = Partition::new(config, engine, 1_000_000_000, Arc::new(Bare), None).expect("a partition");
         let vps = (0..VPS).map(|index| partition.create_vp(index).expect("a VP")).collect();
-        let mut driver = Self { partition, vps, now: 0, checker: Checker::default() };
+        let ports = Ports::new(&partition);
+        let mut driver = Self { partition, vps, now: 0, checker: Checker::default(), ports };
         for vp in 0..VPS as usize {
             driver.kernel_mode(vp);
         }
@@ -136,7 +153,7 @@ impl Driver {
             if source.flag() {
                 let step = Step::begin(&driver.partition, &driver.vps, 0);
                 driver.allow_protections(0, source);
-                driver.checker.check(&driver.partition, &driver.vps, &step);
+                driver.checker.check(&driver.partition, &driver.vps, &step, driver.now);
             }
         }
         driver
@@ -161,6 +178,8 @@ impl Driver {
             (msr::HYPERCALL, place(HYPERCALL_PAGE)),
             (msr::SIMP, place(MESSAGE_PAGE)),
             (msr::SINT0, 0x30),
+            (msr::SINT0 + 1, 0x41),
+            (msr::SIEFP, place(EVENT_PAGE)),
             (msr::SCONTROL, 1),
         ] {
             self.exit(vp, Exit::WriteMsr { index, value });
@@ -270,10 +289,19 @@ impl Driver {
         self.exit(vp, Exit::Hypercall { length: VMCALL });
     }
 
+    /// Time passes. Sometimes much of it does, and sometimes the clock runs backwards.
+    fn pass_time(&mut self, source: &mut Source<'_>) {
+        self.now = match source.byte() {
+            byte @ 0..0xF8 => self.now.saturating_add(u64::from(byte) * 1000),
+            0xF8..0xFC => self.now.saturating_add(1 << source.below(64)),
+            _ => self.now.saturating_sub(1 << source.below(64)),
+        };
+    }
+
     /// One step of one VP.
     fn step(&mut self, source: &mut Source<'_>) {
         let vp = source.below(VPS.into()) as usize;
-        self.now = self.now.wrapping_add(u64::from(source.byte()) * 1000);
+        self.pass_time(source);
         let mut step = Step::begin(&self.partition, &self.vps, vp);
         match self.vps[vp].enter(self.now).expect("no failure") {
             // Whatever event was injected is delivered.
@@ -281,7 +309,7 @@ impl Driver {
             // Others have to leave the guest first, in a step of theirs.
             Entry::Wait => return,
             Entry::Idle => {
-                self.checker.check(&self.partition, &self.vps, &step);
+                self.checker.check(&self.partition, &self.vps, &step, self.now);
                 // What keeps it from running ends some time.
                 if let Some(state) = self.vps[vp].state_mut(step.caller()) {
                     state.apic.signals().nmi |= source.flag();
@@ -289,9 +317,11 @@ impl Driver {
                 return;
             }
         }
-        self.checker.check(&self.partition, &self.vps, &step);
+        self.checker.check(&self.partition, &self.vps, &step, self.now);
         step = Step::begin(&self.partition, &self.vps, vp);
-        match source.byte() % 16 {
+        match source.byte() % 18 {
+            16 => self.send(vp, source),
+            17 => self.ports.send(&self.partition, source),
             0..=2 => self.protect(vp, source, &mut step),
             3 => self.set_registers(vp, source, &mut step),
             4 => self.get_registers(vp, source),
@@ -340,7 +370,7 @@ impl Driver {
                 self.take_message(vp);
             }
         }
-        self.checker.check(&self.partition, &self.vps, &step);
+        self.checker.check(&self.partition, &self.vps, &step, self.now);
     }
 
     /// HvCallModifyVtlProtectionMask.

@@ -2,9 +2,12 @@
 
 use engine::registers::{RSP, SystemRegisters};
 use engine::{Access, PAGE_SHIFT};
+use tlfs::msr::ReferenceTscPage;
 use tlfs::{Vtl, VtlSet};
+use zerocopy::IntoBytes;
 
 use super::{PAGES, VTLS};
+use crate::startup::Activity;
 use crate::{Partition, Vp};
 
 /// What was so before a step.
@@ -28,6 +31,8 @@ struct VpBefore {
 
 struct VtlBefore {
     registers: Private,
+    /// It waits to be started.
+    unstarted: bool,
     /// Messages that wait for a slot.
     waiting: usize,
 }
@@ -61,7 +66,10 @@ fn states(vp: &Vp) -> Vec<(Vtl, VtlBefore)> {
                 rflags: general.rflags,
                 rsp: general.gpr[RSP],
             };
-            (vtl, VtlBefore { registers, waiting: state.synic.waiting() })
+            (
+                vtl,
+                VtlBefore { registers, unstarted: state.activity == Activity::StartUp, waiting: state.synic.waiting() },
+            )
         })
         .collect()
 }
@@ -140,7 +148,7 @@ impl Checker {
     }
 
     /// Checks everything after `step`.
-    pub(super) fn check(&mut self, partition: &Partition, vps: &[Vp], step: &Step) {
+    pub(super) fn check(&mut self, partition: &Partition, vps: &[Vp], step: &Step, now: u64) {
         self.note_enabled(partition, step);
         self.check_memory(partition);
         for (index, (vp, before)) in vps.iter().zip(&step.vps).enumerate() {
@@ -148,6 +156,7 @@ impl Checker {
             check_private(vp, before, step, index == step.vp);
             check_messages(vp, before, step);
         }
+        check_time(partition, vps, now);
     }
 
     /// VTLs that the step allowed to protect memory grant the default mask to all lower ones (TLFS 15.5.1.2).
@@ -217,10 +226,25 @@ fn check_private(vp: &Vp, before: &VpBefore, step: &Step, own: bool) {
         // A VTL that is switched to is as it was left.
         let runs = own && vtl == before.active;
         let written = step.wrote_registers && vtl <= step.caller;
-        if runs || written || switched && !own {
+        let started = old.unstarted && !new.unstarted;
+        if runs || written || started || switched && !own {
             continue;
         }
         assert_eq!(old.registers, new.registers, "{vtl} of VP {} changed while {} ran", vp.index(), step.caller);
+    }
+}
+
+/// A reference TSC page that is valid tells the reference time, on every VP (TLFS 12.7.3).
+fn check_time(partition: &Partition, vps: &[Vp], now: u64) {
+    for page in partition.enabled_vtls().iter().filter_map(|vtl| partition.reference_tsc(vtl)) {
+        let mut contents = ReferenceTscPage::default();
+        page.page().read(0, contents.as_mut_bytes());
+        for vp in vps.iter().filter(|_| contents.tsc_sequence != ReferenceTscPage::INVALID_SEQUENCE) {
+            let tsc = now.wrapping_add(vp.platform.tsc_offset());
+            let units = (u128::from(tsc) * u128::from(contents.tsc_scale)) >> 64;
+            let time = (units as u64).wrapping_add_signed(contents.tsc_offset);
+            assert_eq!(time, partition.reference_time(now), "the page disagrees on VP {}", vp.index());
+        }
     }
 }
 
