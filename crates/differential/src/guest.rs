@@ -95,6 +95,9 @@ unsafe impl Bus for Memory {
         0
     }
 
+    /// There is one processor.
+    fn synchronize(&self) {}
+
     fn tsc(&self, _instructions: u64) -> u64 {
         0
     }

@@ -3,6 +3,7 @@
 //! It enforces every protection of the contract on every access, on any host.
 #![warn(missing_docs)]
 
+mod barrier;
 mod overlay;
 mod presence;
 mod ram;
@@ -39,7 +40,7 @@ impl SoftEngine {
             name: "soft",
             enforceable: Access::all(),
             intercepts: Intercepts::MEMORY | Intercepts::IO,
-            max_vps: 64,
+            max_vps: if barrier::available() { 64 } else { 1 },
             max_vtls: 16,
             physical_address_bits: x86::PHYSICAL_ADDRESS_BITS,
             hypercall_port: None,

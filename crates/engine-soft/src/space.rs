@@ -10,6 +10,7 @@ use engine::{
 };
 use x86::{Bus, HostPage};
 
+use crate::barrier;
 use crate::overlay::{OverlayPool, SoftOverlay};
 use crate::presence::Presence;
 use crate::ram::{Page, Ram};
@@ -214,6 +215,10 @@ unsafe impl Bus for SoftSpace {
 
     fn generation(&self) -> u64 {
         self.generation.load(Ordering::SeqCst)
+    }
+
+    fn synchronize(&self) {
+        barrier::synchronize();
     }
 
     fn tsc(&self, instructions: u64) -> u64 {

@@ -7,10 +7,10 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 
-use crate::HostPage;
 use crate::op::Op;
+use crate::{Bus, HostPage, code_counter};
 
 /// Most blocks; when there are more, all are forgotten.
 const MOST_BLOCKS: usize = 1 << 17;
@@ -45,22 +45,19 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Registers interest in a page whose code is about to be decoded.
-    ///
-    /// The counter is read before the bytes are: a write in between makes the block stale, not wrong.
-    pub(crate) fn watch(page: &HostPage) -> Self {
+    /// Registers interest in a page whose code is about to be read.
+    pub(crate) fn watch(page: &HostPage, bus: &dyn Bus) -> Self {
         // SAFETY: `Bus` keeps the counter of a page that it told until its generation changes, which is looked at
         // before a run and after which pages are asked for anew.
         let code = unsafe { page.code.as_ref() };
-        let generation = code.fetch_or(crate::bus::CODE_CACHED, Ordering::AcqRel) | crate::bus::CODE_CACHED;
-        Self { page: page.host, code: page.code, generation }
+        Self { page: page.host, code: page.code, generation: code_counter::watch(code, || bus.synchronize()) }
     }
 
     /// Whether the bytes are those of `page`, unchanged.
     pub(crate) fn is_current(&self, page: &HostPage) -> bool {
         // SAFETY: as in `watch`, for the page that the bus tells now.
         let code = unsafe { page.code.as_ref() };
-        self.page == page.host && self.code == page.code && code.load(Ordering::Acquire) == self.generation
+        self.page == page.host && self.code == page.code && code_counter::is_current(code, self.generation)
     }
 }
 
@@ -118,7 +115,7 @@ impl Block {
     fn is_current(&self) -> bool {
         // SAFETY: the caller found the page under the current generation of the bus, so its counter is live.
         let code = unsafe { self.source.code.as_ref() };
-        code.load(Ordering::Acquire) == self.source.generation && self.tail.is_none()
+        code_counter::is_current(code, self.source.generation) && self.tail.is_none()
     }
 
     /// Whether the block is that of `page` now, and of `tail` if it crosses pages.

@@ -99,7 +99,8 @@ impl Cpu {
         if block.is_still(page, second.as_ref()) {
             return Ok(true);
         }
-        let sources = (Source::watch(page), second.as_ref().map(Source::watch));
+        let watch = |page| Source::watch(page, &*self.bus);
+        let sources = (watch(page), second.as_ref().map(watch));
         let mut bytes = [0; MOST_BYTES];
         let (bytes, _) = bytes.split_at_mut(block.bytes.len().min(MOST_BYTES));
         read_code(linear, page, second.as_ref(), bytes);

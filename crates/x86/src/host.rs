@@ -99,7 +99,9 @@ pub(crate) unsafe fn write_bytes(target: *mut u8, data: &[u8]) {
     }
 }
 
-/// Serializes locked accesses that no atomic instruction of the host covers (they cross an aligned 8 or 16 bytes).
+/// Serializes locked accesses for which no atomic instruction of the host is used: they cross cache lines or pages.
+/// They are atomic for each other, but other accesses may see half of them. (The host's own instructions would do it,
+/// but a host may be set up to end programs that lock across lines.)
 pub(crate) fn split_lock() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
     LOCK.lock().unwrap_or_else(PoisonError::into_inner)
@@ -138,6 +140,19 @@ pub(crate) unsafe fn update<const BYTES: usize>(target: *mut u8, mut change: imp
         let old = word.fetch_update(ORDER, ORDER, replace).unwrap_or_else(|old| old);
         return old >> shift & mask;
     }
+    #[cfg(target_arch = "x86_64")]
+    if target.addr() % LINE + BYTES <= LINE {
+        // SAFETY: valid by the caller's word.
+        let mut old = unsafe { read::<BYTES>(target) };
+        loop {
+            // SAFETY: valid by the caller's word.
+            let seen = unsafe { compare_exchange::<BYTES>(target, old, change(old)) };
+            if seen == old {
+                return old;
+            }
+            old = seen;
+        }
+    }
     let _guard = split_lock();
     // SAFETY: valid by the caller's word.
     unsafe {
@@ -145,6 +160,31 @@ pub(crate) unsafe fn update<const BYTES: usize>(target: *mut u8, mut change: imp
         write::<BYTES>(target, change(old));
         old
     }
+}
+
+/// Bytes in a cache line, within which x86 processors lock values at any address.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 64;
+
+/// Atomically replaces `BYTES` (2, 4 or 8) bytes at any address in a cache line if they are `old`; returns what they
+/// were.
+///
+/// # Safety
+/// The bytes are valid for reads and writes.
+#[cfg(target_arch = "x86_64")]
+unsafe fn compare_exchange<const BYTES: usize>(target: *mut u8, old: u64, new: u64) -> u64 {
+    use std::arch::asm;
+    let mut seen = old;
+    // SAFETY: valid by the caller's word.
+    unsafe {
+        match BYTES {
+            2 => asm!("lock cmpxchg [{}], {:x}", in(reg) target, in(reg) new, inout("rax") seen),
+            4 => asm!("lock cmpxchg [{}], {:e}", in(reg) target, in(reg) new, inout("rax") seen),
+            _ => asm!("lock cmpxchg [{}], {:r}", in(reg) target, in(reg) new, inout("rax") seen),
+        }
+    }
+    // A comparison that holds leaves the accumulator, and one that does not leaves what is above the operand.
+    seen & u64::MAX >> (64 - 8 * BYTES)
 }
 
 /// As [`update`], for 16 bytes.

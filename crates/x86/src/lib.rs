@@ -6,6 +6,7 @@
 
 mod block;
 mod bus;
+mod code_counter;
 mod control;
 mod cpu;
 mod cpuid;
@@ -48,7 +49,8 @@ mod watch;
 mod x87;
 mod xsave;
 
-pub use bus::{Bus, HostPage, written};
+pub use bus::{Bus, HostPage};
+pub use code_counter::written;
 pub use cpu::Cpu;
 pub use cpuid::supported_cpuid;
 pub use owner::Kick;

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU32;
 
 use engine::{AccessKind, Exit};
 
-use crate::bus::written;
+use crate::code_counter::stored;
 use crate::stop::{Step, vector};
 use crate::tlb::{OFFSET, View};
 use crate::translate::Target;
@@ -46,7 +46,7 @@ impl Cpu {
                 host::write::<BYTES>(entry.host.as_ptr().add((linear & OFFSET) as usize), value);
                 entry.code.as_ref()
             };
-            self.code_modified |= written(code);
+            self.code_modified |= stored(code);
             return Ok(());
         }
         self.store_long::<BYTES>(linear, value)
@@ -77,7 +77,7 @@ impl Cpu {
                 host::write128(entry.host.as_ptr().add((linear & OFFSET) as usize), value);
                 entry.code.as_ref()
             };
-            self.code_modified |= written(code);
+            self.code_modified |= stored(code);
             return Ok(());
         }
         self.check_access(linear, 16, true)?;
@@ -108,7 +108,7 @@ impl Cpu {
                 host::write::<BYTES>(target, change(old));
                 (old, entry.code.as_ref())
             };
-            self.code_modified |= written(code);
+            self.code_modified |= stored(code);
             return Ok(old);
         }
         self.update_long::<BYTES>(linear, false, &mut change)
@@ -128,7 +128,7 @@ impl Cpu {
             let target = entry.host.as_ptr().add((linear & OFFSET) as usize);
             (host::update::<BYTES>(target, change), entry.code.as_ref())
         };
-        self.code_modified |= written(code);
+        self.code_modified |= stored(code);
         Ok(old)
     }
 
@@ -216,7 +216,7 @@ impl Cpu {
     #[inline]
     pub(crate) fn wrote_page(&mut self, code: NonNull<AtomicU32>) {
         // SAFETY: the counter lives as long as the page, which the bus keeps until its generation changes.
-        self.code_modified |= written(unsafe { code.as_ref() });
+        self.code_modified |= stored(unsafe { code.as_ref() });
     }
 
     #[inline(never)]

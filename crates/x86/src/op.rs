@@ -84,6 +84,8 @@ pub(crate) struct Op {
     pub(crate) operand_size: u8,
     /// Repeats, for string instructions; LOCK.
     pub(crate) prefixes: Prefixes,
+    /// The instruction is a serializing one (SDM Vol. 3A 9.3).
+    pub(crate) serializing: bool,
 }
 
 bitflags::bitflags! {

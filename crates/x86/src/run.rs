@@ -1,6 +1,6 @@
 //! The run loop: what is executed, what interrupts it, and when it ends.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use engine::{Event, Exit};
 
@@ -130,6 +130,10 @@ impl Cpu {
         self.complete_flags();
         let result = (op.handler)(self, op);
         self.flags = Flags::from_register(self.general.rflags);
+        if op.serializing {
+            // Stores before it are visible before loads behind it.
+            fence(Ordering::SeqCst);
+        }
         if result.is_err() {
             return self.stopped_system(start, op);
         }

@@ -123,6 +123,9 @@ unsafe impl Bus for TestBus {
         self.generation.load(Ordering::SeqCst)
     }
 
+    /// Does nothing: all processors of a test run on one thread.
+    fn synchronize(&self) {}
+
     fn tsc(&self, _instructions: u64) -> u64 {
         self.tsc.fetch_add(1, Ordering::Relaxed)
     }

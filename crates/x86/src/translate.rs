@@ -3,7 +3,7 @@
 use engine::{Access, AccessKind, Exit, InstructionBytes, MemoryFault};
 use paging::{ControlRegisters, EntryMemory, PageFault, Paging, Translation, WalkError};
 
-use crate::bus::written;
+use crate::code_counter::stored;
 use crate::flags::bit;
 use crate::stop::{Step, vector};
 use crate::tlb::{OFFSET, PHYSICAL_ADDRESS_BITS, View};
@@ -79,7 +79,7 @@ impl EntryMemory for Tables<'_> {
         let seen =
             unsafe { if size == 4 { host::update::<4>(entry, exchange) } else { host::update::<8>(entry, exchange) } };
         // SAFETY: the counter lives as long as the page.
-        unsafe { page.written() };
+        stored(unsafe { page.code.as_ref() });
         Ok(seen == old)
     }
 }
@@ -288,7 +288,7 @@ impl Cpu {
     pub(crate) fn wrote(&mut self, target: &Target) {
         if let Some(page) = target.page {
             // SAFETY: the counter lives as long as the page.
-            self.code_modified |= written(unsafe { page.code.as_ref() });
+            self.code_modified |= stored(unsafe { page.code.as_ref() });
         }
     }
 

@@ -23,6 +23,10 @@ pub(crate) const MOST_BYTES: usize = 256;
 /// Most bytes of an instruction (SDM Vol. 2A 2.3.11).
 const LONGEST: usize = 15;
 
+/// F3 90 is PAUSE, but with REX.B it is XCHG with R8 (SDM Vol. 2B, NOP), which the library does not tell apart: it is
+/// told not to look for PAUSE, and the handlers' choice does.
+const OPTIONS: u32 = DecoderOptions::FORCE_RESERVED_NOP | DecoderOptions::NO_PAUSE;
+
 /// Every flag that arithmetic sets.
 const ALL_FLAGS: u32 =
     RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
@@ -52,7 +56,7 @@ impl Cpu {
     /// # Errors
     /// Stops with the fault of fetching the first instruction.
     pub(crate) fn decode_block(&mut self, linear: u64, page: &HostPage) -> Step<Block> {
-        let source = Source::watch(page);
+        let source = Source::watch(page, &*self.bus);
         let mut bytes = [0; MOST_BYTES];
         let on_page = (PAGE - linear % PAGE).min(MOST_BYTES as u64);
         let available = on_page.min(self.fetchable());
@@ -68,7 +72,7 @@ impl Cpu {
         }
         // The instruction crosses into the next page.
         let (_, second) = self.code_page(self.next_code_page(linear))?;
-        let tail = Source::watch(&second);
+        let tail = Source::watch(&second, &*self.bus);
         let (data, _) = bytes.split_at_mut(self.fetchable().min(LONGEST as u64) as usize);
         read_code(linear, page, Some(&second), data);
         let mut candidates = self.decode_bytes(data);
@@ -83,7 +87,7 @@ impl Cpu {
     fn decode_bytes(&self, bytes: &[u8]) -> Vec<Candidate> {
         let start = self.general.rip;
         let bits = u32::from(self.mode.code_size) * 8;
-        let mut decoder = Decoder::with_ip(bits, bytes, start, DecoderOptions::FORCE_RESERVED_NOP);
+        let mut decoder = Decoder::with_ip(bits, bytes, start, OPTIONS);
         let mut instruction = Instruction::default();
         let mut candidates = Vec::new();
         let most = if self.single_step { 1 } else { MOST_INSTRUCTIONS };

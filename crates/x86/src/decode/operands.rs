@@ -41,6 +41,7 @@ pub(super) fn op(instruction: &Instruction, origin: u64, code_size: u8, handler:
         address_size: code_size,
         operand_size: operand_size(instruction, code_size),
         prefixes: Prefixes::empty(),
+        serializing: instruction.op_code().is_serializing_intel(),
     };
     op.prefixes.set(Prefixes::LOCK, instruction.has_lock_prefix());
     op.prefixes.set(Prefixes::REPEAT_EQUAL, instruction.has_rep_prefix());

@@ -2,6 +2,7 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
+use crate::Cpu;
 use crate::integer::operations::{
     Adc, Add, And, Bsf, Bsr, Bt, Btc, Btr, Bts, Cmp, Dec, Imul, Inc, Neg, Not, Or, Rcl, Rcr, Rol, Ror, Sar, Sbb, Shl,
     Shr, Sub, Test, Xor,
@@ -87,7 +88,7 @@ pub(super) fn select(instruction: &Instruction) -> Option<Selected> {
         Mnemonic::Das => Selected::of(decimal::decimal_adjust::<true>),
         Mnemonic::Aam => Selected::of(decimal::ascii_multiply),
         Mnemonic::Aad => Selected::of(decimal::ascii_divide),
-        Mnemonic::Pause => Selected::of(crate::Cpu::pause),
+        Mnemonic::Nop if is_pause(instruction) => Selected::of(Cpu::pause),
         Mnemonic::Nop | Mnemonic::Reservednop | Mnemonic::Endbr32 | Mnemonic::Endbr64 => Selected::pure(moves::nothing),
         Mnemonic::Prefetch
         | Mnemonic::Prefetchw
@@ -101,6 +102,11 @@ pub(super) fn select(instruction: &Instruction) -> Option<Selected> {
         Mnemonic::Jmp | Mnemonic::Call | Mnemonic::Ret => return near_branch(instruction),
         _ => return by_code(instruction).or_else(|| conditional(instruction)),
     })
+}
+
+/// F3 90, PAUSE. (Longer encodings of NOP ignore the prefix.)
+fn is_pause(instruction: &Instruction) -> bool {
+    instruction.has_rep_prefix() && matches!(instruction.code(), Code::Nopw | Code::Nopd | Code::Nopq)
 }
 
 fn multiply_signed(instruction: &Instruction) -> Selected {

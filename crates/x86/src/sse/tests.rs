@@ -117,6 +117,16 @@ fn mxcsr() -> impl Strategy<Value = u32> {
     })
 }
 
+/// A vector of floating-point values of `BYTES` bytes with every NaN made the same.
+fn without_nans<const BYTES: usize>(vector: u128) -> Vec<u64> {
+    let lanes = vector.to_le_bytes();
+    let lanes =
+        lanes.chunks_exact(BYTES).map(|lane| lane.iter().rev().fold(0, |bits, &byte| bits << 8 | u64::from(byte)));
+    let is_nan =
+        |bits: u64| if BYTES == 4 { f32::from_bits(bits as u32).is_nan() } else { f64::from_bits(bits).is_nan() };
+    lanes.map(|bits| if is_nan(bits) { u64::MAX } else { bits }).collect()
+}
+
 /// As [`Row`], with MXCSR going in and coming out.
 type FloatRow = (&'static str, fn(u128, u128, u32) -> (u128, u32), fn(&mut Environment, u128, u128) -> Option<u128>);
 
@@ -159,8 +169,18 @@ proptest! {
             let mut environment = Environment::from_mxcsr(mxcsr);
             let ours = ours(&mut environment, first, second);
             let flags = mxcsr | u32::from(environment.raised.bits());
+            let same = |ours: u128| {
+                // Processors differ in which of several NaNs a sum of more than two products is.
+                if name.starts_with("dpps") {
+                    without_nans::<4>(ours) == without_nans::<4>(expected.0)
+                } else if name.starts_with("dppd") {
+                    without_nans::<8>(ours) == without_nans::<8>(expected.0)
+                } else {
+                    ours == expected.0
+                }
+            };
             prop_assert!(
-                ours == Some(expected.0) && flags == expected.1,
+                ours.is_some_and(same) && flags == expected.1,
                 "{name} {first:x} {second:x}: {ours:x?} {flags:x} {expected:x?}"
             );
         }

@@ -274,3 +274,17 @@ fn popcnt_sets_no_flag_but_zf() {
     assert_eq!(guest.register(R8) & bit::ARITHMETIC, 0);
     assert_eq!(guest.register(R8 + 1) & bit::ARITHMETIC, bit::ZF);
 }
+
+/// SDM Vol. 2B, NOP: 90 with REX.B exchanges R8 and RAX, and stays that behind F3, which makes PAUSE of 90 alone.
+#[test]
+fn a_pause_with_rex_b_exchanges() {
+    let guest = Guest::halted(64, |code| {
+        code.mov(rax, 1u64)?;
+        code.mov(r8, 2u64)?;
+        code.db(&[0xF3, 0x49, 0x90])?;
+        code.db(&[0xF3, 0x90])?;
+        code.db(&[0xF3, 0x0F, 0x1F, 0xC0])?;
+        code.hlt()
+    });
+    assert_eq!((guest.register(RAX), guest.register(R8)), (2, 1));
+}

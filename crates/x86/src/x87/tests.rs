@@ -112,6 +112,9 @@ fn moderate() -> impl Strategy<Value = FloatingRegisters> {
     })
 }
 
+/// The underflow exception in the status word.
+const UNDERFLOW: u16 = 1 << 4;
+
 /// What must agree: registers, status, tags.
 fn visible(registers: &FloatingRegisters) -> (u16, u16, u8, [u128; 8]) {
     (registers.fcw, registers.fsw, registers.ftw, registers.fpr)
@@ -160,8 +163,10 @@ proptest! {
             for (name, host, ours) in TRANSCENDENTAL {
                 let (expected, ours) = (host(&registers), execute(&registers, ours));
                 let close = ours.fpr.iter().zip(&expected.fpr).all(|(&a, &b)| distance(a, b) <= 1);
-                // C1 tells which way the last bit was rounded.
-                let same_status = (ours.fsw ^ expected.fsw) & !super::status::C1 == 0 && ours.ftw == expected.ftw;
+                // C1 tells which way the last bit was rounded; that decides about underflow next to the smallest normal
+                // number.
+                let near = super::status::C1 | UNDERFLOW;
+                let same_status = (ours.fsw ^ expected.fsw) & !near == 0 && ours.ftw == expected.ftw;
                 prop_assert!(close && same_status, "{name} {}", difference(&registers, &ours, &expected));
             }
         }

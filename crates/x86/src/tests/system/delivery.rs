@@ -135,7 +135,7 @@ fn events_are_injected_and_nmis_wait_for_iret() {
     });
     guest.bus.write(handler(2), &[0x90, 0x90, 0x48, 0xCF]);
     guest.cpu.inject(Event::Nmi);
-    guest.cpu.set_instruction_limit(Some(1));
+    guest.cpu.set_instruction_limit(Some(2));
     assert_eq!(guest.cpu.run(), Exit::Interrupted);
     assert_eq!(guest.cpu.general().rip, handler(2) + 1);
     guest.cpu.inject(Event::Nmi);
