@@ -30,6 +30,10 @@ const OFFERED: PartitionPrivileges = PartitionPrivileges::new()
     .with_access_vp_registers(true)
     .with_start_virtual_processor(true);
 
+/// The build of the hypervisor whose interface this is (TLFS 2.5). Guests know from which build on a facility is what they
+/// need; this one has all that the rules implement.
+const BUILD: u32 = 20348;
+
 /// The guest's privileges. VSM needs AccessVsm, AccessVpRegisters and AccessSynicRegs together (TLFS 15.3), and a
 /// second VTL to be of any use.
 pub(crate) fn privileges(config: &Config) -> PartitionPrivileges {
@@ -43,7 +47,7 @@ impl Partition {
     /// ([`tlfs::cpuid::HYPERVISOR_PRESENT`]), is the machine's.
     #[must_use]
     pub fn cpuid(&self) -> [CpuidLeaf; 7] {
-        let version = Version::new().with_major_version(10).with_build_number(1);
+        let version = Version::new().with_major_version(10).with_build_number(BUILD);
         let features = Features::new()
             .with_privileges(self.privileges())
             .with_xmm_registers_for_fast_hypercall_available(true)
@@ -56,6 +60,7 @@ impl Partition {
             .with_direct_synthetic_timers_available(self.privileges().access_synthetic_timer_regs())
             .with_register_pat_available(true);
         let recommendations = Recommendations::new()
+            .with_use_reset_msr(self.privileges().access_reset_reg())
             .with_use_relaxed_timing(true)
             .with_use_hypercall_for_remote_flush(true)
             .with_use_apic_msrs(self.privileges().access_intr_ctrl_regs())
@@ -116,8 +121,10 @@ mod tests {
         assert_eq!(ebx >> 16 & 0b10_0011, 0b10_0011);
         // AccessSynicRegs, AccessHypercallMsrs and AccessVpIndex.
         assert_eq!(eax & 0b110_0100, 0b110_0100);
-        // XMM input and output.
-        assert_eq!(edx & (1 << 4 | 1 << 15), 1 << 4 | 1 << 15);
+        // XMM input and output, and direct synthetic timers.
+        assert_eq!(edx & (1 << 4 | 1 << 15 | 1 << 19), 1 << 4 | 1 << 15 | 1 << 19);
+        // AccessTscInvariant would tell guests that the TSC is better than the reference TSC page.
+        assert_eq!(eax & (1 << 1 | 1 << 3 | 1 << 9 | 1 << 15), 1 << 1 | 1 << 3 | 1 << 9);
         assert_eq!(leaves[4].result[2], 46, "physical address bits");
     }
 }
