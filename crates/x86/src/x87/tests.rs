@@ -356,8 +356,17 @@ proptest! {
 
 /// Units in the last place between two numbers of the same sign.
 fn distance(a: u128, b: u128) -> u128 {
-    let position = |bits: u128| bits >> 64 << 63 | bits & ((1 << 63) - 1);
-    if a & b & 1 << 63 == 0 { a.abs_diff(b) } else { position(a).abs_diff(position(b)) }
+    let integer_bit = |bits: u128| bits >> 63 & 1;
+    let exponent = |bits: u128| bits >> 64 & 0x7FFF;
+    if [a, b].iter().any(|&bits| integer_bit(bits) == 0 && exponent(bits) != 0) {
+        return a.abs_diff(b);
+    }
+    // Denormals count up to the smallest normal number, which can also be written with their exponent.
+    let position = |bits: u128| {
+        let least = if exponent(bits) == 0 { integer_bit(bits) } else { 0 };
+        (bits >> 64 | least) << 63 | bits & ((1 << 63) - 1)
+    };
+    position(a).abs_diff(position(b))
 }
 
 register_tests! { TRANSCENDENTAL:

@@ -142,7 +142,7 @@ fn events_are_injected_and_nmis_wait_for_iret() {
     guest.cpu.set_instruction_limit(Some(2));
     assert_eq!(guest.cpu.run(), Exit::Interrupted);
     assert_eq!(guest.cpu.general().rip, handler(2) + 2, "the second one waits");
-    guest.cpu.set_instruction_limit(Some(4));
+    guest.cpu.set_instruction_limit(Some(5));
     assert_eq!(guest.cpu.run(), Exit::Interrupted);
     assert_eq!(guest.cpu.general().rip, handler(2) + 1, "and comes after IRET");
     guest.cpu.set_instruction_limit(None);
