@@ -322,7 +322,7 @@ pub struct FakeVcpu {
 }
 
 impl FakeVcpu {
-    /// What [`Vcpu::flush_tlb`] was called with since this was asked last.
+    /// What [`Vcpu::flush_tlb`] was called with since this was asked last; [`Vcpu::reset`] flushes everything.
     pub fn take_flushes(&mut self) -> Vec<Option<u64>> {
         std::mem::take(&mut self.flushes)
     }
@@ -423,7 +423,8 @@ impl Vcpu for FakeVcpu {
     }
 
     fn reset(&mut self) {
-        *self = Self { kicked: Arc::clone(&self.kicked), ..Self::default() };
+        // Nothing is cached any more.
+        *self = Self { kicked: Arc::clone(&self.kicked), flushes: vec![None], ..Self::default() };
     }
 
     fn set_deadline(&mut self, deadline: Option<u64>) {

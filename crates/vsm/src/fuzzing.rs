@@ -2,6 +2,7 @@
 //! switches, faults and passing time on a fake engine, and what VSM promises is checked after every step.
 
 mod check;
+mod interrupts;
 mod ports;
 mod source;
 
@@ -21,6 +22,7 @@ use tlfs::{CallCode, HypercallInput, HypercallResult, InputVtl, PartitionId, Reg
 use zerocopy::IntoBytes;
 
 use self::check::{Checker, Step};
+use self::interrupts::{FLUSHES, Translations};
 use self::ports::Ports;
 use self::source::Source;
 use crate::{Bare, Config, Disposition, Entry, Partition, Vp, code_page};
@@ -34,6 +36,7 @@ const INPUT_PAGE: u64 = 9;
 const OUTPUT_PAGE: u64 = 10;
 const MESSAGE_PAGE: u64 = 11;
 const EVENT_PAGE: u64 = 12;
+const ASSIST_PAGE: u64 = 13;
 /// VTLs that the guest is offered.
 const VTLS: u8 = 3;
 /// Virtual processors.
@@ -89,7 +92,9 @@ const MSRS: [u32; 34] = [
 ];
 
 /// Registers that are worth reading and writing by name.
-const REGISTERS: [RegisterName; 20] = [
+const REGISTERS: [RegisterName; 22] = [
+    RegisterName::InterceptSuspend,
+    RegisterName::InternalActivityState,
     RegisterName::VsmPartitionConfig,
     RegisterName::VsmVpSecureConfigVtl0,
     RegisterName::VsmVpStatus,
@@ -129,6 +134,7 @@ struct Driver {
     vps: Vec<Vp>,
     now: u64,
     checker: Checker,
+    translations: Translations,
     ports: Ports,
 }
 
@@ -140,7 +146,8 @@ impl Driver {
         let partition = Partition::new(config, engine, 1_000_000_000, Arc::new(Bare), None).expect("a partition");
         let vps = (0..VPS).map(|index| partition.create_vp(index).expect("a VP")).collect();
         let ports = Ports::new(&partition);
-        let mut driver = Self { partition, vps, now: 0, checker: Checker::default(), ports };
+        let (checker, translations) = (Checker::default(), Translations::default());
+        let mut driver = Self { partition, vps, now: 0, checker, translations, ports };
         for vp in 0..VPS as usize {
             driver.kernel_mode(vp);
         }
@@ -181,9 +188,12 @@ impl Driver {
             (msr::SINT0 + 1, 0x41),
             (msr::SIEFP, place(EVENT_PAGE)),
             (msr::SCONTROL, 1),
+            (msr::VP_ASSIST_PAGE, place(ASSIST_PAGE)),
         ] {
             self.exit(vp, Exit::WriteMsr { index, value });
         }
+        // The spurious-interrupt vector register: interrupts are wanted.
+        self.exit(vp, Exit::MmioWrite { gpa: APIC + 0xF0, size: 4, value: 0x1FF });
     }
 
     fn vcpu(&mut self, vp: usize) -> &mut dyn Vcpu {
@@ -192,8 +202,12 @@ impl Driver {
     }
 
     fn exit(&mut self, vp: usize, exit: Exit) {
+        self.translations.left(vp);
         let disposition = self.vps[vp].exit(exit, self.now).expect("no failure");
         if let Disposition::NeedsVp(other) = disposition {
+            // It is made to stand still.
+            self.translations.left(other as usize);
+            self.vps[other as usize].exit(Exit::Interrupted, self.now).expect("no failure");
             let [vp, other] = self.vps.get_disjoint_mut([vp, other as usize]).expect("another VP");
             let disposition = vp.exit_with(exit, other, self.now).expect("no failure");
             assert!(!matches!(disposition, Disposition::NeedsVp(_)), "it was given the VP that it asked for");
@@ -305,11 +319,20 @@ impl Driver {
         let mut step = Step::begin(&self.partition, &self.vps, vp);
         match self.vps[vp].enter(self.now).expect("no failure") {
             // Whatever event was injected is delivered.
-            Entry::Run(vcpu) => drop(vcpu.run().expect("no failure")),
-            // Others have to leave the guest first, in a step of theirs.
-            Entry::Wait => return,
+            Entry::Run(vcpu) => {
+                vcpu.run().expect("no failure");
+                self.translations.entered(&mut self.vps[vp]);
+            }
+            Entry::Wait => {
+                assert!(self.translations.waits(vp), "nobody has to leave the guest");
+                return;
+            }
             Entry::Idle => {
+                self.translations.left(vp);
                 self.checker.check(&self.partition, &self.vps, &step, self.now);
+                if !self.vps[vp].is_started() {
+                    self.start_up(vp, source);
+                }
                 // What keeps it from running ends some time.
                 if let Some(state) = self.vps[vp].state_mut(step.caller()) {
                     state.apic.signals().nmi |= source.flag();
@@ -319,9 +342,9 @@ impl Driver {
         }
         self.checker.check(&self.partition, &self.vps, &step, self.now);
         step = Step::begin(&self.partition, &self.vps, vp);
-        match source.byte() % 18 {
-            16 => self.send(vp, source),
-            17 => self.ports.send(&self.partition, source),
+        match source.byte() % 20 {
+            18 => self.send(vp, source),
+            19 => self.ports.send(&self.partition, source),
             0..=2 => self.protect(vp, source, &mut step),
             3 => self.set_registers(vp, source, &mut step),
             4 => self.get_registers(vp, source),
@@ -365,6 +388,7 @@ impl Driver {
                 }
             }
             14 => self.change_mode(vp, source),
+            15..=16 => self.disturb(vp, source),
             _ => {
                 step.freed_slot();
                 self.take_message(vp);
@@ -434,7 +458,11 @@ impl Driver {
             .map(|_| RegisterAssociation {
                 name: source.pick(&REGISTERS).unwrap_or_else(|| RegisterName(source.word() as u32)),
                 reserved: [0; 3],
-                value: if source.flag() { (source.small() | 0x1E).into() } else { source.word().into() },
+                value: match source.byte() % 3 {
+                    0 => (source.small() | 0x1E).into(),
+                    1 => (source.small() << 1).into(),
+                    _ => source.word().into(),
+                },
             })
             .collect();
         let input = [header.as_bytes(), associations.as_bytes()].concat();
@@ -456,8 +484,8 @@ impl Driver {
         step.wrote_memory();
         step.wrote_registers();
         let code = source.below(0x120) as u16;
-        // Protections are made with a known effect only.
-        if CallCode(code) == CallCode::ModifyVtlProtectionMask {
+        // Protections and flushes are made with a known effect only.
+        if CallCode(code) == CallCode::ModifyVtlProtectionMask || FLUSHES.contains(&CallCode(code)) {
             return;
         }
         let control = HypercallInput::from(source.word() << 16).with_call_code(code);

@@ -154,6 +154,7 @@ impl Checker {
         for (index, (vp, before)) in vps.iter().zip(&step.vps).enumerate() {
             check_active(vp);
             check_private(vp, before, step, index == step.vp);
+            check_interrupts(vp, before);
             check_messages(vp, before, step);
         }
         check_time(partition, vps, now);
@@ -245,6 +246,18 @@ fn check_time(partition: &Partition, vps: &[Vp], now: u64) {
             let time = (units as u64).wrapping_add_signed(contents.tsc_offset);
             assert_eq!(time, partition.reference_time(now), "the page disagrees on VP {}", vp.index());
         }
+    }
+}
+
+/// Only a VP without higher VTLs is reset by others, and only interrupts that nobody else waits for end silently.
+fn check_interrupts(vp: &Vp, before: &VpBefore) {
+    if before.started && !vp.is_started() {
+        assert_eq!(vp.enabled_vtls(), VtlSet::EMPTY.with(Vtl::ZERO), "TLFS 15.12: INIT is dropped");
+    }
+    for state in vp.states().filter(|state| state.eoi_assisted) {
+        let apic = state.apic.state();
+        let vector = apic.isr.highest().expect("an interrupt in service");
+        assert!(!apic.tmr.contains(vector), "the I/O APIC waits for the end of an interrupt");
     }
 }
 
