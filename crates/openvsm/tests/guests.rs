@@ -8,7 +8,7 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use common::{Directory, elf, openvsm, run, stderr, stdout};
+use common::{Directory, bzimage, elf, openvsm, run, stderr, stdout};
 
 const SIGINT: i32 = 2;
 const SIGTERM: i32 = 15;
@@ -81,6 +81,34 @@ fn the_guest_is_told_its_command_line_and_modules() {
     let module = directory.write("module", b"contents");
     let output = run(&code, &["--module", &module, "--cmdline", "one two"]);
     assert_eq!(stdout(&output), format!("{module}\none two"), "{}", stderr(&output));
+}
+
+#[test]
+fn linux_is_started_by_its_64_bit_boot_protocol() {
+    // Prints the command line that the boot parameters in RSI point to, then loads the selectors that Linux expects in
+    // the descriptor table.
+    #[rustfmt::skip]
+    let code = [
+        &[0x66, 0xBA, 0xF8, 0x03][..],          // mov dx, 0x3f8
+        &[0x8B, 0xB6, 0x28, 0x02, 0x00, 0x00],  // mov esi, [rsi + 0x228]
+        &[0xAC, 0x84, 0xC0, 0x74, 0x03],        // 2: lodsb; test al, al; jz 3f
+        &[0xEE, 0xEB, 0xF8],                    // out dx, al; jmp 2b
+        &[0xB8, 0x18, 0x00, 0x00, 0x00],        // 3: mov eax, 0x18
+        &[0x8E, 0xD8, 0x8E, 0xC0, 0x8E, 0xD0],  // mov ds, ax; mov es, ax; mov ss, ax
+        &[0x6A, 0x10],                          // push 0x10
+        &[0x48, 0x8D, 0x05, 0x03, 0, 0, 0],     // lea rax, [rip + 3]
+        &[0x50, 0x48, 0xCB],                    // push rax; retfq
+        &exit(0),
+    ].concat();
+    let directory = Directory::new();
+    let kernel = directory.write("kernel", &bzimage(&code));
+    let output = openvsm(&["run", "--kernel", &kernel, "--cmdline", "console=ttyS0 quiet"]).output().unwrap();
+    assert_eq!(
+        (output.status.code(), stdout(&output).as_str()),
+        (Some(1), "console=ttyS0 quiet"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
