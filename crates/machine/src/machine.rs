@@ -133,6 +133,7 @@ impl Machine {
                 && let Some(vcpu) = vp.vcpu_mut(Vtl::ZERO)
             {
                 boot::set_registers(vcpu, config.layout);
+                vp.enter_virtual_wire_mode();
             }
             slots.push(Slot::new(vp));
         }

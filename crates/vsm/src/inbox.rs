@@ -394,7 +394,7 @@ mod tests {
     #[test]
     fn the_pic_interrupts_the_first_vp() {
         let mut guest = guest(1);
-        guest.vps[0].state_mut(Vtl::ZERO).expect("VTL0").apic.enter_virtual_wire_mode();
+        guest.vps[0].enter_virtual_wire_mode();
         guest.partition.set_external_interrupt(true);
         assert_eq!(pending(&mut guest, 0), Some(Event::Interrupt { vector: 0x0F }), "what the bare platform answers");
     }

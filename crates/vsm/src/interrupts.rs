@@ -222,6 +222,14 @@ impl Vp {
         }
     }
 
+    /// Sets up the local APIC of VTL0 as firmware does on the bootstrap processor: the 8259 PIC at LINT0, NMIs at LINT1.
+    pub fn enter_virtual_wire_mode(&mut self) {
+        if let Some(state) = self.state_mut(Vtl::ZERO) {
+            state.apic.enter_virtual_wire_mode();
+        }
+        self.publish_routing(Vtl::ZERO);
+    }
+
     /// When the VP must be entered again at the latest because a timer expires, in ticks of the clock; in the past if
     /// one is due.
     #[must_use]
