@@ -73,6 +73,8 @@ pub struct Platform {
 pub enum EngineName {
     /// The software processor.
     Soft,
+    /// The host's KVM.
+    Kvm,
 }
 
 impl EngineName {
@@ -80,6 +82,7 @@ impl EngineName {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Soft => "soft",
+            Self::Kvm => "kvm",
         }
     }
 }
@@ -87,7 +90,8 @@ impl EngineName {
 fn parse_engine(name: &str) -> Result<EngineName, &'static str> {
     match name {
         "soft" => Ok(EngineName::Soft),
-        _ => Err("there is no such engine; choose soft"),
+        "kvm" => Ok(EngineName::Kvm),
+        _ => Err("there is no such engine; choose soft or kvm"),
     }
 }
 

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use engine::{Clock, Engine};
-use engine_soft::SoftEngine;
+use engine::Clock;
 use machine::devices::SerialOutput;
 use machine::load::{Arguments, Image, ImageError, Layout, LayoutError};
 use machine::memory_map::MemoryMap;
-use machine::{Config, HostClock, Machine, Schedule};
+use machine::{Config, Machine, Schedule};
 use vsm::{Crash, Observation, Observer};
 
-use crate::cli::{EngineName, Platform, VsmOption};
+use crate::cli::{Platform, VsmOption};
+use crate::engines::Maker;
 use crate::failure::Failure;
 
 /// A guest that fits into its memory.
@@ -44,7 +44,7 @@ impl<'a> Guest<'a> {
 
 /// Everything about a machine that does not change when its guest resets it.
 pub struct Host {
-    engine: EngineName,
+    maker: Maker,
     rules: vsm::Config,
     exit_port: Option<u16>,
     schedule: Schedule,
@@ -54,7 +54,10 @@ pub struct Host {
 
 impl Host {
     /// A host of machines with these options. Time starts now.
-    pub fn new(platform: &Platform, exit_port: Option<u16>) -> Self {
+    ///
+    /// # Errors
+    /// If this host cannot run the engine.
+    pub fn new(platform: &Platform, exit_port: Option<u16>) -> Result<Self, Failure> {
         let mut rules = vsm::Config { vps: platform.cpus, ..vsm::Config::default() };
         for option in &platform.vsm {
             match *option {
@@ -63,12 +66,10 @@ impl Host {
                 VsmOption::Profile(profile) => rules.profile = profile,
             }
         }
-        let schedule = match platform.deterministic {
-            None => Schedule::Threads(Arc::new(HostClock::start())),
-            Some(seed) => Schedule::Deterministic { clock: Arc::default(), seed },
-        };
+        let maker = Maker::new(platform.engine)?;
+        let schedule = maker.schedule(platform.deterministic)?;
         let clock = schedule.clock();
-        Self { engine: platform.engine, rules, exit_port, schedule, clock, observer: None }
+        Ok(Self { maker, rules, exit_port, schedule, clock, observer: None })
     }
 
     /// Has the rules tell these observers what happens.
@@ -87,12 +88,7 @@ impl Host {
     /// # Errors
     /// If the host has no resources left.
     pub fn machine(&self, guest: &Guest<'_>, serial: [SerialOutput; 2]) -> Result<Machine, Failure> {
-        let engine: Arc<dyn Engine> = match self.engine {
-            EngineName::Soft => {
-                let engine = SoftEngine::new(guest.memory.ram(), Arc::clone(&self.clock));
-                Arc::new(engine.map_err(Failure::host)?)
-            }
-        };
+        let engine = self.maker.engine(guest.memory.ram(), &self.clock).map_err(Failure::host)?;
         let config = Config {
             memory: guest.memory.clone(),
             rules: vsm::Config { ram: guest.memory.ram().to_vec(), ..self.rules.clone() },

@@ -6,6 +6,7 @@ mod conform;
 mod console;
 mod crash;
 mod demo;
+mod engines;
 mod failure;
 mod guest;
 mod images;

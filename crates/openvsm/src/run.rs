@@ -60,7 +60,7 @@ pub fn run(options: &Run) -> Status {
     let trace = options.trace.clone().map(|path| files.open("--trace ", path)).transpose()?;
     files.commit()?;
 
-    let host = Host::new(&options.platform, options.exit_port.0);
+    let host = Host::new(&options.platform, options.exit_port.0)?;
     let narrator = options.platform.verbose.then(|| Narrator::new(host.clock().tsc_frequency()));
     let tracer = trace.map(|file| (Arc::new(Tracer::new(Arc::clone(host.clock()), options.platform.cpus)), file));
     let observers = [

@@ -67,7 +67,7 @@ pub fn run(
     let memory = MemoryMap::new(MEMORY).map_err(Failure::host)?;
     let arguments = Arguments { command_line, processors: platform.cpus, ..Arguments::default() };
     let guest = Guest::plan(image, memory, &arguments).map_err(Failure::host)?;
-    let host = Host::new(platform, Some(EXIT_PORT));
+    let host = Host::new(platform, Some(EXIT_PORT))?;
     let clock = Arc::clone(host.clock());
     let (sender, receiver) = channel();
     let teller = Teller { clock: Arc::clone(&clock), sender };

@@ -93,6 +93,17 @@ impl Cpu {
         self.interrupt_shadow = shadow;
     }
 
+    /// Whether an NMI was delivered and no IRET has come since, so that others have to wait.
+    #[must_use]
+    pub fn nmi_blocked(&self) -> bool {
+        self.nmi_blocked
+    }
+
+    /// Sets what [`Self::nmi_blocked`] returns.
+    pub fn set_nmi_blocked(&mut self, blocked: bool) {
+        self.nmi_blocked = blocked;
+    }
+
     /// Asks for [`engine::Exit::InterruptWindow`] as soon as [`Self::interruptible`] holds, until told otherwise.
     pub fn request_interrupt_window(&mut self, wanted: bool) {
         self.window_wanted = wanted;
