@@ -163,10 +163,12 @@ proptest! {
             for (name, host, ours) in TRANSCENDENTAL {
                 let (expected, ours) = (host(&registers), execute(&registers, ours));
                 let close = ours.fpr.iter().zip(&expected.fpr).all(|(&a, &b)| distance(a, b) <= 1);
-                // C1 tells which way the last bit was rounded; that decides about underflow next to the smallest normal
-                // number.
-                let near = super::status::C1 | UNDERFLOW;
-                let same_status = (ours.fsw ^ expected.fsw) & !near == 0 && ours.ftw == expected.ftw;
+                // C1 tells which way the last bit was rounded.
+                let same_status = (ours.fsw ^ expected.fsw) & !super::status::C1 == 0 && ours.ftw == expected.ftw;
+                // That also decides about underflow next to the smallest normal number.
+                if (ours.fsw ^ expected.fsw) & UNDERFLOW != 0 && registers.fpr[0] >> 64 & 0x7FFF <= 1 {
+                    continue;
+                }
                 prop_assert!(close && same_status, "{name} {}", difference(&registers, &ours, &expected));
             }
         }
