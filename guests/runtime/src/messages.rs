@@ -18,8 +18,15 @@ pub fn slot(sint: usize) -> *mut Message {
 /// Looks at the message in a slot without taking it.
 #[must_use]
 pub fn peek(sint: usize) -> Message {
-    // SAFETY: the slot is valid; the hypervisor may write it at any time, but not while it is full.
-    unsafe { slot(sint).read_volatile() }
+    // The hypervisor may write the slot at any time, but not while it is full. So the type, which it writes last, is read
+    // first.
+    // SAFETY: the slot is valid.
+    unsafe {
+        match (&raw const (*slot(sint)).header.message_type).read_volatile() {
+            MessageType::None => Message::EMPTY,
+            _ => slot(sint).read_volatile(),
+        }
+    }
 }
 
 /// Takes the message out of a slot, lets the next one come, and takes the interrupt that announced it.
