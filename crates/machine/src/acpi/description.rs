@@ -1,10 +1,14 @@
 //! The differentiated system description table (ACPI 5.2.11.1): devices that cannot be found otherwise.
 
+use std::ops::RangeInclusive;
+
 use acpi_tables::aml::{Device, EISAName, IO, Name, Package, Path, ResourceTemplate, Scope};
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, bytes};
+use crate::board::{PM_EVENTS, line};
+use crate::devices::{KeyboardController, PowerManagement, PowerManagementTimer, ResetControl, SerialPort};
 
 const HEADER_BYTES: u32 = 36;
 /// Integers have 64 bits.
@@ -17,8 +21,7 @@ struct IsaDevice {
     name: &'static str,
     /// The plug and play id.
     id: &'static str,
-    /// First ports and their number.
-    ports: &'static [(u16, u8)],
+    ports: &'static [RangeInclusive<u16>],
     /// Its ISA IRQ.
     interrupt: Option<u8>,
 }
@@ -34,13 +37,25 @@ impl Aml for IsaInterrupt {
 }
 
 const ISA_DEVICES: [IsaDevice; 6] = [
-    IsaDevice { name: "COM1", id: "PNP0501", ports: &[(0x3F8, 8)], interrupt: Some(4) },
-    IsaDevice { name: "COM2", id: "PNP0501", ports: &[(0x2F8, 8)], interrupt: Some(3) },
-    IsaDevice { name: "RTC_", id: "PNP0B00", ports: &[(0x70, 2)], interrupt: Some(8) },
-    IsaDevice { name: "TIMR", id: "PNP0100", ports: &[(0x40, 4)], interrupt: Some(0) },
-    IsaDevice { name: "PIC_", id: "PNP0000", ports: &[(0x20, 2), (0xA0, 2), (0x4D0, 2)], interrupt: None },
+    IsaDevice { name: "COM1", id: "PNP0501", ports: &[SerialPort::COM1], interrupt: Some(line::SERIAL1) },
+    IsaDevice { name: "COM2", id: "PNP0501", ports: &[SerialPort::COM2], interrupt: Some(line::SERIAL2) },
+    IsaDevice { name: "RTC_", id: "PNP0B00", ports: &[0x70..=0x71], interrupt: Some(line::CLOCK) },
+    IsaDevice { name: "TIMR", id: "PNP0100", ports: &[0x40..=0x43], interrupt: Some(line::TIMER) },
+    IsaDevice { name: "PIC_", id: "PNP0000", ports: &[0x20..=0x21, 0xA0..=0xA1, 0x4D0..=0x4D1], interrupt: None },
     // What belongs to no driver: NMI status, the keyboard controller's reset, power management, reset.
-    IsaDevice { name: "SYSR", id: "PNP0C02", ports: &[(0x61, 1), (0x64, 1), (0x600, 12), (0xCF9, 1)], interrupt: None },
+    IsaDevice {
+        name: "SYSR",
+        id: "PNP0C02",
+        ports: &[
+            0x61..=0x61,
+            KeyboardController::PORTS,
+            PM_EVENTS,
+            PowerManagement::PORTS,
+            PowerManagementTimer::PORTS,
+            ResetControl::PORTS,
+        ],
+        interrupt: None,
+    },
 ];
 
 /// The table of a machine with so many processors.
@@ -68,7 +83,8 @@ fn processor(index: u32) -> Vec<u8> {
 }
 
 fn isa_device(device: &IsaDevice, unique: u32) -> Vec<u8> {
-    let ports: Vec<_> = device.ports.iter().map(|&(first, number)| IO::new(first, first, 1, number)).collect();
+    let ports: Vec<_> =
+        device.ports.iter().map(|ports| IO::new(*ports.start(), *ports.start(), 1, ports.len() as u8)).collect();
     let interrupt = device.interrupt.map(IsaInterrupt);
     let mut resources: Vec<&dyn Aml> = ports.iter().map(|ports| ports as _).collect();
     resources.extend(interrupt.iter().map(|interrupt| interrupt as &dyn Aml));

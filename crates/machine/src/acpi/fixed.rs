@@ -1,20 +1,19 @@
 //! The fixed ACPI description table (ACPI 5.2.9): power management and reset.
 
+use std::ops::RangeInclusive;
+
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use crate::board::{PM_EVENTS, line};
+use crate::devices::{PowerManagement, PowerManagementTimer, ResetControl};
 
-/// The system control interrupt, an ISA IRQ.
-pub(super) const SCI: u8 = 9;
-/// The PM1a event registers, status and enable.
-const PM1_EVENT: Register = Register { port: 0x600, bytes: 4, access: AccessSize::WordAccess };
-/// The PM1a control register.
-const PM1_CONTROL: Register = Register { port: 0x604, bytes: 2, access: AccessSize::WordAccess };
-/// The power management timer.
-const PM_TIMER: Register = Register { port: 0x608, bytes: 4, access: AccessSize::DwordAccess };
-/// The reset control register, and what resets when it is written there.
-const RESET: Register = Register { port: 0xCF9, bytes: 1, access: AccessSize::ByteAccess };
+const PM1_EVENT: Register = Register { ports: PM_EVENTS, access: AccessSize::WordAccess };
+const PM1_CONTROL: Register = Register { ports: PowerManagement::PORTS, access: AccessSize::WordAccess };
+const PM_TIMER: Register = Register { ports: PowerManagementTimer::PORTS, access: AccessSize::DwordAccess };
+const RESET: Register = Register { ports: ResetControl::PORTS, access: AccessSize::ByteAccess };
+/// What resets when it is written to the reset control register: a hard reset, now.
 const RESET_VALUE: u8 = 6;
 /// Where the real-time clock keeps the century.
 const CENTURY: u8 = 0x32;
@@ -31,14 +30,21 @@ const NO_VGA: u16 = 1 << 2;
 
 /// I/O ports of a register.
 struct Register {
-    port: u16,
-    bytes: u8,
+    ports: RangeInclusive<u16>,
     access: AccessSize,
 }
 
 impl Register {
+    fn port(&self) -> u32 {
+        u32::from(*self.ports.start())
+    }
+
+    fn bytes(&self) -> u8 {
+        self.ports.len() as u8
+    }
+
     fn address(&self) -> GAS {
-        GAS::new(AddressSpace::SystemIo, self.bytes * 8, 0, self.access, self.port.into())
+        GAS::new(AddressSpace::SystemIo, self.bytes() * 8, 0, self.access, self.port().into())
     }
 }
 
@@ -55,16 +61,16 @@ pub(super) fn table(firmware_control: u32, differentiated: u32) -> FADT {
     table.firmware_ctrl = firmware_control.into();
     table.dsdt = differentiated.into();
     table.x_dsdt = u64::from(differentiated).into();
-    table.sci_int = u16::from(SCI).into();
+    table.sci_int = u16::from(line::POWER).into();
 
-    table.pm1a_evt_blk = u32::from(PM1_EVENT.port).into();
-    table.pm1_evt_len = PM1_EVENT.bytes;
+    table.pm1a_evt_blk = PM1_EVENT.port().into();
+    table.pm1_evt_len = PM1_EVENT.bytes();
     table.x_pm1a_evt_blk = PM1_EVENT.address();
-    table.pm1a_cnt_blk = u32::from(PM1_CONTROL.port).into();
-    table.pm1_cnt_len = PM1_CONTROL.bytes;
+    table.pm1a_cnt_blk = PM1_CONTROL.port().into();
+    table.pm1_cnt_len = PM1_CONTROL.bytes();
     table.x_pm1a_cnt_blk = PM1_CONTROL.address();
-    table.pm_tmr_blk = u32::from(PM_TIMER.port).into();
-    table.pm_tmr_len = PM_TIMER.bytes;
+    table.pm_tmr_blk = PM_TIMER.port().into();
+    table.pm_tmr_len = PM_TIMER.bytes();
     table.x_pm_tmr_blk = PM_TIMER.address();
     table.p_lvl2_lat = NO_C2.into();
     table.p_lvl3_lat = NO_C3.into();

@@ -4,12 +4,10 @@ use acpi_tables::Aml;
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::sdt::Sdt;
 
-use super::fixed::SCI;
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use crate::board::{IO_APIC_ID, IO_APIC_PAGE, line};
 
 const LOCAL_APIC: u32 = 0xFEE0_0000;
-const IO_APIC: u32 = 0xFEC0_0000;
-const IO_APIC_ID: u8 = 0;
 const REVISION: u8 = 5;
 const HEADER_BYTES: u32 = 36;
 /// There is a pair of 8259 as well.
@@ -43,9 +41,9 @@ pub(super) fn table(processors: u32) -> Sdt {
             _ => local_x2apic(&mut structures, id),
         }
     }
-    IoApic::new(IO_APIC_ID, IO_APIC, 0).to_aml_bytes(&mut structures);
-    interrupt_source_override(&mut structures, 0, PIT_GSI, CONFORMS_TO_BUS);
-    interrupt_source_override(&mut structures, SCI, SCI.into(), LEVEL_ACTIVE_HIGH);
+    IoApic::new(IO_APIC_ID, IO_APIC_PAGE.start as u32, 0).to_aml_bytes(&mut structures);
+    interrupt_source_override(&mut structures, line::TIMER, PIT_GSI, CONFORMS_TO_BUS);
+    interrupt_source_override(&mut structures, line::POWER, line::POWER.into(), LEVEL_ACTIVE_HIGH);
     // Of all processors; edge-triggered and active high, as NMIs are.
     structures.extend([LOCAL_APIC_NMI, 6, 0xFF, 0, 0, NMI_PIN]);
     if processors > FIRST_X2APIC_ID {

@@ -34,7 +34,8 @@ use crate::devices::InterruptLine;
 use crate::memory_map::MemoryMap;
 use state::State;
 
-pub(crate) use ports::{BOARD_PORTS, BoardPorts, IO_APIC_PAGE, IoApicPage};
+pub(crate) use ports::{BOARD_PORTS, BoardPorts, IO_APIC_PAGE, IoApicPage, PM_EVENTS};
+pub(crate) use state::IO_APIC_ID;
 
 /// The timekeeper's shortest sleep: a guest that programs a faster timer gets several of its interrupts as one.
 const SHORTEST_SLEEP: Duration = Duration::from_micros(50);

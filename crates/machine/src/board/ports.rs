@@ -6,12 +6,12 @@ use std::sync::Arc;
 use super::Board;
 use crate::bus::{MmioDevice, PortDevice};
 
-/// The first port of the PM1a event block.
-pub(super) const PM_EVENTS: u16 = 0x600;
+/// The ports of the PM1a event block.
+pub(crate) const PM_EVENTS: RangeInclusive<u16> = 0x600..=0x603;
 /// The ports: both 8259 with their edge/level control, the 8254, the system control port, the real-time clock, and the
 /// PM1a event block.
 pub(crate) const BOARD_PORTS: [RangeInclusive<u16>; 7] =
-    [0x20..=0x21, 0xA0..=0xA1, 0x4D0..=0x4D1, 0x40..=0x43, 0x61..=0x61, 0x70..=0x71, PM_EVENTS..=PM_EVENTS + 3];
+    [0x20..=0x21, 0xA0..=0xA1, 0x4D0..=0x4D1, 0x40..=0x43, 0x61..=0x61, 0x70..=0x71, PM_EVENTS];
 /// The page of the I/O APIC's registers.
 pub(crate) const IO_APIC_PAGE: Range<u64> = 0xFEC0_0000..0xFEC0_1000;
 

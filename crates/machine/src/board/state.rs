@@ -8,7 +8,7 @@ use super::line;
 use crate::memory_map::MemoryMap;
 
 /// The id of the I/O APIC, as ACPI tells it.
-const IO_APIC_ID: u8 = 0;
+pub(crate) const IO_APIC_ID: u8 = 0;
 
 /// Interrupt controllers and timers.
 pub(super) struct State {
@@ -103,7 +103,7 @@ impl State {
         let value = match port {
             port if Pit::PORTS.contains(&port) => self.pit.read(port, now),
             port if Rtc::PORTS.contains(&port) => self.rtc.read(port, now),
-            _ => self.events.read(port.wrapping_sub(super::ports::PM_EVENTS), now),
+            _ => self.events.read(port.wrapping_sub(*super::PM_EVENTS.start()), now),
         };
         self.update(now);
         value
@@ -117,7 +117,7 @@ impl State {
         match port {
             port if Pit::PORTS.contains(&port) => self.pit.write(port, value, now),
             port if Rtc::PORTS.contains(&port) => self.rtc.write(port, value, now),
-            _ => self.events.write(port.wrapping_sub(super::ports::PM_EVENTS), value, now),
+            _ => self.events.write(port.wrapping_sub(*super::PM_EVENTS.start()), value, now),
         }
         self.update(now);
     }
