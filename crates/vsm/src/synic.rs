@@ -183,12 +183,16 @@ impl Synic {
                 return false;
             }
             let (bit, slot) = (1 << queued.sint, queued.sint * MESSAGE_SIZE);
-            let mut kind = [0; 4];
-            page.read(slot, &mut kind);
-            if blocked & bit != 0 || u32::from_le_bytes(kind) != MessageType::None.0 {
-                // Whoever empties the slot must be told to ask for the rest. The order is the queue's.
+            // Whoever empties the slot must be told to ask for the rest; another VP may be emptying it right now.
+            let full = || {
+                is_full(page, slot) && {
+                    page.fetch_or(slot + AFTER_TYPE, MESSAGE_PENDING);
+                    is_full(page, slot)
+                }
+            };
+            // The order is the queue's.
+            if blocked & bit != 0 || full() {
                 blocked |= bit;
-                page.fetch_or(slot + AFTER_TYPE, MESSAGE_PENDING);
                 return true;
             }
             match &queued.content {
@@ -271,6 +275,13 @@ pub(crate) fn set_event_flag(page: &dyn OverlayPage, sint: usize, flag: usize) -
 /// The SINT of a register.
 fn sint(index: u32) -> usize {
     index.wrapping_sub(msr::SINT0) as usize
+}
+
+/// Whether there is a message in a slot.
+fn is_full(page: &dyn OverlayPage, slot: usize) -> bool {
+    let mut kind = [0; size_of::<MessageType>()];
+    page.read(slot, &mut kind);
+    u32::from_le_bytes(kind) != MessageType::None.0
 }
 
 /// Fills an empty slot. The type comes last: it hands the slot over.
