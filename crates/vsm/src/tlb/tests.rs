@@ -1,5 +1,8 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 use engine::Exit;
-use engine::fake::FakeVcpu;
+use engine::fake::{FakeEngine, FakeVcpu};
 use tlfs::hypercalls::flush::{FlushVirtualAddressSpace, FlushVirtualAddressSpaceEx};
 use tlfs::memory::{FlushFlags, GvaRange};
 use tlfs::vp_set::{FORMAT_ALL, FORMAT_SPARSE, VpSetHeader};
@@ -10,7 +13,7 @@ use zerocopy::IntoBytes;
 use super::{Flush, MOST_PAGES};
 use crate::startup::Activity;
 use crate::testing::{Guest, HYPERCALL_PAGE, INPUT, vtl};
-use crate::{Config, Entry};
+use crate::{Config, Entry, Partition, Platform};
 
 const CR3: u64 = 0x1000;
 
@@ -225,4 +228,67 @@ fn an_inhibited_tlb_is_as_good_as_locked() {
     assert!(!flush_vp_1(&mut guest) && !guest.enter(0));
     inhibit(&mut guest, 0);
     assert!(guest.enter(0) && flush_vp_1(&mut guest));
+}
+
+/// A platform that makes guests leave by a flag.
+#[derive(Default)]
+struct Kicks([AtomicBool; 2]);
+
+impl Platform for Kicks {
+    fn wake(&self, vp: u32) {
+        self.0[vp as usize].store(true, Ordering::SeqCst);
+    }
+
+    fn acknowledge_interrupt(&self) -> u8 {
+        0
+    }
+
+    fn reset(&self) {}
+}
+
+/// Two VPs change a mapping in turns and flush each other while they execute.
+#[test]
+fn nobody_executes_with_what_was_flushed() {
+    const ROUNDS: u64 = 2000;
+    let kicks = Arc::new(Kicks::default());
+    let config = Config { vps: 2, ..Config::default() };
+    let engine = Arc::new(FakeEngine::new(&[]));
+    let partition = Partition::new(config, engine, 1_000_000_000, Arc::clone(&kicks) as Arc<dyn Platform>, None).expect("one");
+    // The newest version of the mapping, and the newest that every VP must see.
+    let (newest, flushed) = (AtomicU64::new(0), AtomicU64::new(0));
+    let run = |index: u32| {
+        let mut vp = partition.create_vp(index).expect("a VP");
+        vp.set_activity(Vtl::ZERO, Activity::Running);
+        let (mut cached, mut pending) = (newest.load(Ordering::SeqCst), None);
+        for round in 0..ROUNDS {
+            while !matches!(vp.enter(0), Ok(Entry::Run(_))) {
+                std::thread::yield_now();
+            }
+            if let Some(version) = pending.take() {
+                flushed.fetch_max(version, Ordering::SeqCst);
+            }
+            let vcpu = vp.vcpu_mut(Vtl::ZERO).expect("VTL0").as_any_mut().downcast_mut::<FakeVcpu>().expect("a fake");
+            if !vcpu.take_flushes().is_empty() {
+                cached = newest.load(Ordering::SeqCst);
+            }
+            let kick = &kicks.0[index as usize];
+            for _ in 0..round % 50 {
+                assert!(cached >= flushed.load(Ordering::SeqCst), "VP {index} executes with version {cached}");
+                if kick.swap(false, Ordering::SeqCst) {
+                    break;
+                }
+            }
+            vp.exit(Exit::Interrupted, 0).expect("no failure");
+            if round % 3 == u64::from(index) {
+                pending = Some(newest.fetch_add(1, Ordering::SeqCst) + 1);
+                assert!(vp.flush(Vtl::ZERO, 0..2, &Flush::Everything));
+            }
+        }
+        // It waits for nobody any more, and nobody for it.
+        vp.exit(Exit::Interrupted, 0).expect("no failure");
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| run(0));
+        scope.spawn(|| run(1));
+    });
 }
