@@ -1,6 +1,8 @@
 //! A PC, assembled and run.
 
 #[cfg(test)]
+mod many_vps;
+#[cfg(test)]
 mod tests;
 
 use std::sync::{Arc, Mutex};

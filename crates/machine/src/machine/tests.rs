@@ -1,18 +1,16 @@
 //! Machines on the fake engine: vCPUs return the exits that the tests play.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use engine::fake::{FakeEngine, FakeVcpu};
 use engine::registers::{CS, R8, RCX, RDX, SS};
 use engine::{AccessKind, Exit, InstructionBytes, MemoryFault, Vcpu};
 use tlfs::context::InitialVpContext;
-use tlfs::hypercalls::register::VpRegistersHeader;
 use tlfs::hypercalls::vtl::StartVirtualProcessor;
 use tlfs::registers::{SegmentAttributes, SegmentRegister};
-use tlfs::{CallCode, HvStatus, HypercallInput, InputVtl, PartitionId, RegisterName, VpIndex, msr};
-use vsm::{Disposition, Observation, Observed};
+use tlfs::{CallCode, HypercallInput, PartitionId, VpIndex, msr};
+use vsm::{Disposition, Observation};
 use zerocopy::IntoBytes;
 
 use super::*;
@@ -132,7 +130,7 @@ fn a_panic_of_a_vp_ends_the_machine() {
 }
 
 /// Enables the hypercall page, which hypercalls need.
-fn prepare_hypercalls(machine: &Machine) {
+pub(super) fn prepare_hypercalls(machine: &Machine) {
     let mut seat = machine.slots[0].take();
     for (index, value) in [(msr::GUEST_OS_ID, 1 << 48), (msr::HYPERCALL, HYPERCALL_PAGE | 1)] {
         assert_eq!(seat.vp.exit(Exit::WriteMsr { index, value }, 0).unwrap(), Disposition::Handled);
@@ -140,7 +138,7 @@ fn prepare_hypercalls(machine: &Machine) {
 }
 
 /// The context of a 64-bit kernel.
-fn context() -> InitialVpContext {
+pub(super) fn context() -> InitialVpContext {
     let segment = |selector, attributes| SegmentRegister {
         base: 0,
         limit: u32::MAX,
@@ -172,65 +170,22 @@ fn set_call(vcpu: &mut dyn Vcpu, control: HypercallInput, input: u64) {
     (gpr[RCX], gpr[RDX], gpr[R8]) = (control.into(), input, OUTPUT);
 }
 
-fn start_second_vp(machine: &Machine, engine: &dyn Engine) {
+/// Has VP 0 start another one in VTL0.
+pub(super) fn start_vp(machine: &Machine, engine: &dyn Engine, vp: u32, context: InitialVpContext) {
     let input = StartVirtualProcessor {
         target_partition_id: PartitionId::SELF,
-        vp_index: VpIndex(1),
+        vp_index: VpIndex(vp),
         target_vtl: Vtl::ZERO.number(),
         reserved: [0; 3],
-        vp_vtl_context: context(),
+        vp_vtl_context: context,
     };
     engine.write_ram(INPUT, input.as_bytes()).unwrap();
-    let (mut first, mut second) = (machine.slots[0].take(), machine.slots[1].take());
+    let (mut first, mut other) = (machine.slots[0].take(), machine.slots[vp as usize].take());
     set_call(first.vp.vcpu_mut(Vtl::ZERO).unwrap(), HypercallInput::simple(CallCode::StartVirtualProcessor), INPUT);
     let disposition = first.vp.exit(CALL, 0).unwrap();
-    assert_eq!(disposition, Disposition::NeedsVp(1));
-    first.vp.exit_with(CALL, &mut second.vp, 0).unwrap();
-    assert!(second.vp.is_started());
-    let system = second.vp.vcpu(Vtl::ZERO).unwrap().system();
+    assert_eq!(disposition, Disposition::NeedsVp(vp));
+    first.vp.exit_with(CALL, &mut other.vp, 0).unwrap();
+    assert!(other.vp.is_started());
+    let system = other.vp.vcpu(Vtl::ZERO).unwrap().system();
     assert_eq!((system.segments[CS].selector, system.segments[SS].selector), (8, 0x10));
-}
-
-#[derive(Default)]
-struct Successes([AtomicU32; 2]);
-
-impl Observer for Successes {
-    fn observe(&self, observation: &Observation) {
-        if let Observed::Hypercall { code: CallCode::GetVpRegisters, status: Some(HvStatus::Success), .. } =
-            observation.what
-        {
-            self.0[observation.vp as usize].fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-#[test]
-fn vps_that_need_each_other_take_turns() {
-    const CALLS: usize = 3000;
-    let successes = Arc::new(Successes::default());
-    let (machine, engine) = machine(2, Some(Arc::clone(&successes) as _));
-    prepare_hypercalls(&machine);
-    start_second_vp(&machine, &*engine);
-    for vp in 0..2 {
-        let header = VpRegistersHeader {
-            partition_id: PartitionId::SELF,
-            vp_index: VpIndex(1 - vp),
-            target_vtl: InputVtl::CURRENT,
-            reserved: [0; 3],
-        };
-        let input = INPUT + 0x1000 * u64::from(vp);
-        engine.write_ram(input, header.as_bytes()).unwrap();
-        engine.write_ram(input + header.as_bytes().len() as u64, RegisterName::Rip.as_bytes()).unwrap();
-        let mut seat = machine.slots[vp as usize].take();
-        let vcpu = seat.vp.vcpu_mut(Vtl::ZERO).unwrap();
-        set_call(vcpu, HypercallInput::rep(CallCode::GetVpRegisters, 1), input);
-        // The last one to halt ends the machine.
-        play(vcpu, std::iter::repeat_n(CALL, CALLS).chain([Exit::Halt]));
-    }
-    assert!(matches!(machine.run(), Outcome::Died(death) if death.cause == Cause::Halted));
-    for vp in &successes.0 {
-        // An instruction that is executed again uses up an exit of the fake, so some calls may be missing.
-        let made = vp.load(Ordering::Relaxed) as usize;
-        assert!(made > 0 && made <= CALLS, "{made}");
-    }
 }
