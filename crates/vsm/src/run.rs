@@ -48,13 +48,18 @@ impl Vp {
         self.collect(now);
         // The timers of VTLs that do not run go on.
         let (states, partition) = self.states_in_partition();
+        let mut startup = false;
         for state in states {
             state.take_task_priority();
             state.apic.advance(now);
             state.advance_timers(&partition.time, now);
             state.review_eoi_assist();
+            let signals = state.apic.signals();
+            startup |= signals.init || signals.start_up.is_some();
         }
-        self.take_startup_signals();
+        if startup {
+            self.take_startup_signals();
+        }
         if !self.is_started() {
             return false;
         }

@@ -280,6 +280,30 @@ fn apics_in_memory_belong_to_their_vtl() {
 }
 
 #[test]
+fn the_io_apic_hears_of_every_end_of_a_level_triggered_interrupt() {
+    let ends: [(u64, Exit); 3] = [
+        (0x900, Exit::WriteMsr { index: msr::EOI, value: 0 }),
+        (0x900, Exit::MmioWrite { gpa: APIC + 0xB0, size: 4, value: 0 }),
+        (0xD00, Exit::WriteMsr { index: 0x80B, value: 0 }),
+    ];
+    for (mode, end) in ends {
+        for level in [false, true] {
+            let mut guest = guest(0x30);
+            assert!(guest.write_msr(0, 0x1B, APIC | mode));
+            guest.vcpu(0).general_mut().rflags |= RFLAGS_IF;
+            let apic = &mut guest.vps[0].active_mut().apic;
+            apic.software_enable();
+            let interrupt = chipset::local_apic::Interrupt { level, ..chipset::local_apic::Interrupt::fixed(0x60) };
+            apic.deliver(interrupt);
+            assert!(guest.enter(0));
+            let expected = if level { Disposition::EndOfInterrupt(0x60) } else { Disposition::Handled };
+            assert_eq!(guest.exit(0, end), expected, "SDM Vol. 3A 12.8.5");
+            assert_eq!(guest.exit(0, end), Disposition::Handled, "nothing is in service");
+        }
+    }
+}
+
+#[test]
 fn an_apic_can_move_but_not_over_memory() {
     let mut guest = guest(0x30);
     assert!(!guest.write_msr(0, 0x1B, 0x10_0900), "memory");

@@ -253,7 +253,8 @@ fn nobody_executes_with_what_was_flushed() {
     let kicks = Arc::new(Kicks::default());
     let config = Config { vps: 2, ..Config::default() };
     let engine = Arc::new(FakeEngine::new(&[]));
-    let partition = Partition::new(config, engine, 1_000_000_000, Arc::clone(&kicks) as Arc<dyn Platform>, None).expect("one");
+    let partition =
+        Partition::new(config, engine, 1_000_000_000, Arc::clone(&kicks) as Arc<dyn Platform>, None).expect("one");
     // The newest version of the mapping, and the newest that every VP must see.
     let (newest, flushed) = (AtomicU64::new(0), AtomicU64::new(0));
     let run = |index: u32| {
