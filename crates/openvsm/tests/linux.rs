@@ -184,11 +184,11 @@ fn linux_6_1_on_two_processors() {
 #[test]
 #[cfg_attr(debug_assertions, ignore = "too slow without optimization")]
 fn a_reboot_starts_the_guest_again_or_ends_it() {
-    let Some(mut guest) = Guest::boot("6.12", 1, "reboot", &[]) else { return };
+    let Some(mut guest) = Guest::boot("6.12", 1, "reboot -f", &[]) else { return };
     guest.wait_for(USER_SPACE, 2);
     guest.assert_says(&["reboot: Restarting system"]);
     drop(guest);
-    let Some(mut guest) = Guest::boot("6.12", 1, "reboot", &["--no-reboot"]) else { return };
+    let Some(mut guest) = Guest::boot("6.12", 1, "reboot -f", &["--no-reboot"]) else { return };
     assert_eq!(guest.ends(), Some(0), "{}", guest.log);
     assert_eq!(guest.log.matches(USER_SPACE).count(), 1, "{}", guest.log);
 }
