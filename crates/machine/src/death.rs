@@ -1,4 +1,4 @@
-//! The report of a guest that cannot go on.
+//! The report of a guest that cannot go on, and of what its VPs were about.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use engine::registers::{CS, GeneralRegisters, SystemRegisters};
 use tlfs::Vtl;
 use vsm::Vp;
 
-use crate::history::{Past, Phrase};
+use crate::history::{History, Past, Phrase};
 
 /// Why a guest cannot go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,21 @@ impl fmt::Display for Cause {
 pub struct Death {
     /// Why.
     pub cause: Cause,
+    /// The VP that did it.
+    pub vp: VpState,
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cause, vp } = self;
+        writeln!(formatter, "the guest died in {} on VP {}: {cause}", vp.vtl, vp.vp)?;
+        vp.fmt(formatter)
+    }
+}
+
+/// What a VP was about when its machine ended. Shown as several lines.
+#[derive(Debug, Clone)]
+pub struct VpState {
     /// The VP.
     pub vp: u32,
     /// The VTL that it ran in.
@@ -56,26 +71,25 @@ pub struct Death {
     pub tsc_frequency: u64,
 }
 
-impl Death {
-    /// The report of a VP as it is now.
-    pub(crate) fn new(cause: Cause, vp: &mut Vp, history: Vec<Past>, tsc_frequency: u64) -> Self {
-        let vtl = vp.active_vtl();
+impl VpState {
+    /// The state of a VP as it is now.
+    pub(crate) fn new(vp: &mut Vp, history: &History, tsc_frequency: u64) -> Self {
+        let (vtl, history) = (vp.active_vtl(), history.list());
         let index = vp.index();
         let (general, system, cr2, instruction) = match vp.vcpu_mut(vtl) {
             Some(vcpu) => (*vcpu.general(), vcpu.system().clone(), vcpu.shared().cr2, vcpu.instruction_bytes()),
             None => Default::default(),
         };
-        Self { cause, vp: index, vtl, general, system, cr2, instruction, history, tsc_frequency }
+        Self { vp: index, vtl, general, system, cr2, instruction, history, tsc_frequency }
     }
 }
 
 const GENERAL_NAMES: [&str; 16] =
     ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15"];
 
-impl fmt::Display for Death {
+impl fmt::Display for VpState {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cause, vp, vtl, general, system, cr2, instruction, .. } = self;
-        writeln!(formatter, "the guest died in {vtl} on VP {vp}: {cause}")?;
+        let Self { general, system, cr2, instruction, .. } = self;
         writeln!(formatter, "  RIP {:016x}  CR3 {:016x}  RFLAGS {:x}", general.rip, system.cr3, general.rflags)?;
         let (cs, cpl) = (&system.segments[CS], system.cpl());
         writeln!(

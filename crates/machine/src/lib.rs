@@ -57,6 +57,6 @@ mod vp_thread;
 
 pub use clock::{HostClock, VirtualClock};
 pub use control::{Control, Failure, Outcome};
-pub use death::{Cause, Death};
+pub use death::{Cause, Death, VpState};
 pub use history::Past;
 pub use machine::{AssemblyError, Config, Machine, PowerButton, Schedule};

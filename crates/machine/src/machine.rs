@@ -18,6 +18,7 @@ use crate::bus::{Bus, Conflict, Shared, lock};
 use crate::clock::VirtualClock;
 use crate::control::{Control, Failure, Outcome};
 use crate::cpuid::{self, Platform};
+use crate::death::VpState;
 use crate::deterministic::Deterministic;
 use crate::devices::{
     DebugExit, FirmwareConfiguration, KeyboardController, PowerManagement, PowerManagementTimer, ResetControl,
@@ -180,12 +181,22 @@ impl Machine {
         self.board.may_interrupt() || self.serial_ports.iter().zip([line::SERIAL1, line::SERIAL2]).any(hears_input)
     }
 
+    /// What the VPs were about when the machine ended, for those who wonder why it did not end before.
+    pub fn vp_states(&mut self) -> Vec<VpState> {
+        let frequency = self.clock.tsc_frequency();
+        let state = |slot: &Slot| {
+            let seat = &mut *slot.keep();
+            VpState::new(&mut seat.vp, &seat.history, frequency)
+        };
+        self.slots.iter().map(state).collect()
+    }
+
     /// Runs the guest until the machine ends.
     #[must_use]
-    pub fn run(self) -> Outcome {
+    pub fn run(&mut self) -> Outcome {
         match &self.schedule {
             Schedule::Threads(_) => self.run_in_threads(),
-            Schedule::Deterministic { clock, seed } => Deterministic::new(&self, clock, *seed).run(),
+            Schedule::Deterministic { clock, seed } => Deterministic::new(self, clock, *seed).run(),
         }
         self.control.take_outcome().unwrap_or(Outcome::Stopped)
     }

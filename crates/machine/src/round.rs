@@ -8,8 +8,7 @@ use vsm::{Disposition, Entry};
 
 use crate::bus::lock;
 use crate::control::{Failure, Outcome};
-use crate::death::{Cause, Death};
-use crate::history::History;
+use crate::death::{Cause, Death, VpState};
 use crate::machine::Machine;
 use crate::slot::Seat;
 
@@ -17,7 +16,6 @@ use crate::slot::Seat;
 pub(crate) struct Runner<'a> {
     pub(crate) machine: &'a Machine,
     pub(crate) index: u32,
-    history: History,
 }
 
 /// How a round ended.
@@ -42,7 +40,7 @@ pub(crate) struct Idle {
 
 impl<'a> Runner<'a> {
     pub(crate) const fn new(machine: &'a Machine, index: u32) -> Self {
-        Self { machine, index, history: History::new() }
+        Self { machine, index }
     }
 
     /// Does a round of the VP whose `seat` the caller has; the seat that is returned may be another one. `run` runs the
@@ -84,7 +82,8 @@ impl<'a> Runner<'a> {
     ) -> Result<(MutexGuard<'a, Seat>, Round), Failure> {
         let vtl = seat.vp.active_vtl();
         let Some(vcpu) = seat.vp.vcpu(vtl) else { return Ok((seat, Round::Over)) };
-        self.history.record(now, vtl, vcpu.general().rip, &exit);
+        let rip = vcpu.general().rip;
+        seat.history.record(now, vtl, rip, &exit);
         if let Exit::MemoryFault(MemoryFault { kind: AccessKind::Execute, gpa, .. }) = exit
             && self.is_void(&seat, gpa)
         {
@@ -155,8 +154,8 @@ impl<'a> Runner<'a> {
 
     /// Ends the machine because its guest cannot go on.
     pub(crate) fn die(&self, seat: &mut Seat, cause: Cause) {
-        let death = Death::new(cause, &mut seat.vp, self.history.list(), self.machine.clock.tsc_frequency());
-        self.machine.control.finish(Outcome::Died(Box::new(death)));
+        let vp = VpState::new(&mut seat.vp, &seat.history, self.machine.clock.tsc_frequency());
+        self.machine.control.finish(Outcome::Died(Box::new(Death { cause, vp })));
     }
 
     /// Whether nothing is mapped at an address.

@@ -6,6 +6,7 @@ use vsm::Vp;
 
 use crate::bus::lock;
 use crate::control::Control;
+use crate::history::History;
 
 /// A VP and the protocol by which threads take turns with it.
 ///
@@ -23,6 +24,7 @@ pub(crate) struct Slot {
 /// What whoever uses a VP has in hand.
 pub(crate) struct Seat {
     pub(crate) vp: Vp,
+    pub(crate) history: History,
     /// Visits so far. A thread that gave up its seat sees by it that the VP may have changed.
     pub(crate) visits: u64,
 }
@@ -31,7 +33,7 @@ impl Slot {
     pub(crate) fn new(vp: Vp) -> Self {
         Self {
             index: vp.index(),
-            seat: Mutex::new(Seat { vp, visits: 0 }),
+            seat: Mutex::new(Seat { vp, history: History::new(), visits: 0 }),
             visitors: Mutex::new(0),
             left: Condvar::new(),
         }
@@ -46,7 +48,8 @@ impl Slot {
         lock(&self.seat)
     }
 
-    /// The seat for the VP's own thread while it visits another, so that no third one can visit it.
+    /// The seat for the VP's own thread while it visits another, so that no third one can visit it; and for anybody once
+    /// no thread runs any more.
     pub(crate) fn keep(&self) -> MutexGuard<'_, Seat> {
         lock(&self.seat)
     }

@@ -94,7 +94,7 @@ pub fn run(options: &Bench) -> Status {
     }
     match end {
         End::Outcome(Outcome::Exited(0)) => {}
-        End::Hung => return Err(Failure::host("the benchmark guest hung")),
+        End::Hung(_) => return Err(Failure::host("the benchmark guest hung")),
         End::Outcome(outcome) => {
             let status = failure::status(outcome)?;
             return Err(Failure::host(format_args!("the benchmark guest ended with status {status}")));

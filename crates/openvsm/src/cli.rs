@@ -17,8 +17,8 @@ pub struct Cli {
 
 const EXIT_STATUS: &str = "\
 Exit status:
-  0    the guest powered itself off; demo, conform and bench: all went well
-  1    conform: a check failed; demo: the story did not end as it must
+  0    the guest powered itself off; demo, conform, stress and bench: all went well
+  1    conform, stress: a check failed; demo: the story did not end as it must
   2    bad input: an option's value or a file cannot be used; nothing was done
   4    the host or the engine failed
   6    the guest died: triple fault, jump to where there is no memory, or HLT for ever with interrupts off
@@ -34,6 +34,8 @@ pub enum Command {
     Demo(Demo),
     /// Check that the rules of Virtual Secure Mode hold, as a guest sees them
     Conform(Conform),
+    /// Repeat the checks until one fails, on different numbers of processors
+    Stress(Stress),
     /// Measure VTL switches, protection changes, intercepts and the processor's speed
     Bench(Bench),
     /// Look at a trace that `run --trace` wrote
@@ -283,6 +285,34 @@ pub struct Conform {
     #[command(flatten)]
     pub platform: Platform,
 }
+
+/// `openvsm stress`.
+#[derive(Debug, Args)]
+#[command(after_help = STRESS_HELP)]
+pub struct Stress {
+    /// How often
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    pub times: u32,
+    /// Numbers of virtual processors, each 1 to 64
+    #[arg(
+        long, value_name = "N,...", value_delimiter = ',', default_values_t = [1, 2, 4],
+        value_parser = clap::value_parser!(u32).range(1..=64)
+    )]
+    pub cpus: Vec<u32>,
+    /// What runs the processors
+    #[arg(long, value_name = "NAME", default_value = "soft", value_parser = parse_engine)]
+    pub engine: EngineName,
+    /// What the guest is offered of VSM; see `openvsm conform --help`
+    #[arg(long, value_name = "KEY=VALUE,...", value_delimiter = ',', value_parser = VsmOption::from_str)]
+    pub vsm: Vec<VsmOption>,
+}
+
+const STRESS_HELP: &str = "\
+Every round runs the conformance suite once for each number of processors with a thread per processor and, on engine
+soft, once more deterministically, with the number of the round as the seed. The first run in which a check fails, or
+that is silent for two minutes, ends it: the failures and the command that repeats the run are printed, and for a run
+that hung where its processors were.
+";
 
 /// `openvsm bench`.
 #[derive(Debug, Args)]

@@ -5,13 +5,13 @@ use std::io::{self, Write};
 use machine::Outcome;
 use serde::Serialize;
 
-use crate::cli::Conform;
+use crate::cli::{Conform, Platform};
 use crate::failure::{self, Failure};
 use crate::transcript::{self, End, What};
 use crate::{Status, images, table};
 
 /// Exit status of a suite in which a check failed.
-const CHECKS_FAILED: u8 = 1;
+pub const CHECKS_FAILED: u8 = 1;
 
 /// The report, as `--json` prints it.
 #[derive(Debug, Default, PartialEq, Serialize)]
@@ -155,35 +155,76 @@ impl Report {
     }
 }
 
+/// How the suite went.
+pub struct Suite {
+    report: Report,
+    /// How the guest ended.
+    pub end: End,
+}
+
+impl Suite {
+    /// Runs the suite. What it says beside its report, and where its VPs were if it hung, is told on standard error.
+    ///
+    /// # Errors
+    /// If the host has no resources left, or cannot do what the options ask for.
+    pub fn run(platform: &Platform) -> Result<Self, Failure> {
+        let mut reader = Reader::default();
+        let end = transcript::run(images::CONFORMANCE, "", platform, false, |_, told| {
+            if let What::Line(line) = told.what {
+                reader.line(line);
+            }
+        })?;
+        for line in &reader.others {
+            eprintln!("guest: {line}");
+        }
+        let ending = match &end {
+            End::Hung(states) => {
+                for state in states {
+                    eprintln!("openvsm: the guest hung with VP {} in {}\n{state}", state.vp, state.vtl);
+                }
+                "the guest hung".to_owned()
+            }
+            End::Outcome(Outcome::Died(death)) => format!("the guest died: {}", death.cause),
+            End::Outcome(Outcome::Exited(value)) => format!("the guest ended with value {value}"),
+            End::Outcome(_) => "the guest ended".to_owned(),
+        };
+        let report = reader.report(platform.engine.as_str(), platform.cpus, &ending);
+        Ok(Self { report, end })
+    }
+
+    /// Whether checks passed, and none failed.
+    pub fn passed(&self) -> bool {
+        self.report.failed == 0 && self.report.passed != 0
+    }
+
+    /// The number of checks that passed.
+    pub fn passes(&self) -> usize {
+        self.report.passed
+    }
+
+    /// A line for each check that failed.
+    pub fn failures(&self) -> impl Iterator<Item = String> {
+        let failed = self.report.checks.iter().filter(|check| check.result == Verdict::Failed);
+        failed.map(|Check { section, name, detail, .. }| format!("{section} {name}: {detail}"))
+    }
+}
+
 /// Runs the suite and prints the report.
 pub fn run(options: &Conform) -> Status {
-    let mut reader = Reader::default();
-    let end = transcript::run(images::CONFORMANCE, "", &options.platform, false, |_, told| {
-        if let What::Line(line) = told.what {
-            reader.line(line);
-        }
-    })?;
-    for line in &reader.others {
-        eprintln!("guest: {line}");
-    }
-    let ending = match &end {
-        End::Hung => "the guest hung".to_owned(),
-        End::Outcome(Outcome::Died(death)) => format!("the guest died: {}", death.cause),
-        End::Outcome(Outcome::Exited(value)) => format!("the guest ended with value {value}"),
-        End::Outcome(_) => "the guest ended".to_owned(),
-    };
-    let report = reader.report(options.platform.engine.as_str(), options.platform.cpus, &ending);
+    let suite = Suite::run(&options.platform)?;
+    let report = &suite.report;
     let text =
-        if options.json { serde_json::to_string(&report).map_err(Failure::host)? } else { report.lines().join("\n") };
+        if options.json { serde_json::to_string(report).map_err(Failure::host)? } else { report.lines().join("\n") };
     writeln!(io::stdout(), "{text}").map_err(Failure::host)?;
-    match end {
-        End::Outcome(Outcome::Exited(_)) | End::Hung => {}
+    let passed = suite.passed();
+    match suite.end {
+        End::Outcome(Outcome::Exited(_)) | End::Hung(_) => {}
         // Died or failed: that is the status.
         End::Outcome(outcome) => {
             failure::status(outcome)?;
         }
     }
-    Ok(if report.failed == 0 && report.passed != 0 { 0 } else { CHECKS_FAILED })
+    Ok(if passed { 0 } else { CHECKS_FAILED })
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub fn run(options: &Demo) -> Status {
     })?;
     output.map_err(Failure::host)?;
     match end {
-        End::Hung => {
+        End::Hung(_) => {
             eprintln!("openvsm: the demo hung");
             Ok(STORY_FAILED)
         }

@@ -13,6 +13,7 @@ mod images;
 mod narrator;
 mod output;
 mod run;
+mod stress;
 mod table;
 mod trace;
 mod transcript;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(options),
         Command::Demo(options) => demo::run(options),
         Command::Conform(options) => conform::run(options),
+        Command::Stress(options) => stress::run(options),
         Command::Bench(options) => bench::run(options),
         Command::Trace(Trace::Summary { file }) => trace::summarize(file),
     });

@@ -72,7 +72,7 @@ pub fn run(options: &Run) -> Status {
     let on_stdio = serial.iter().position(|backend| matches!(backend, Backend::Stdio));
     let console = Console::open(on_stdio.is_some()).map_err(Failure::host)?;
     let outcome = loop {
-        let machine = host.machine(&guest, serial.each_ref().map(Backend::output))?;
+        let mut machine = host.machine(&guest, serial.each_ref().map(Backend::output))?;
         console.attach(&machine, on_stdio.map(|port| &machine.serial_input()[port]));
         let outcome = machine.run();
         if options.no_reboot || !matches!(outcome, Outcome::Reset) {

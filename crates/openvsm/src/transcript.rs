@@ -3,17 +3,17 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use engine::Clock;
 use machine::load::Arguments;
 use machine::memory_map::MemoryMap;
-use machine::{Machine, Outcome};
+use machine::{Machine, Outcome, VpState};
 use vsm::{Observation, Observer};
 
 use crate::cli::Platform;
-use crate::failure::Failure;
+use crate::failure::{Failure, HOST_FAILED};
 use crate::guest::{Guest, Host};
 use crate::narrator::Narrator;
 
@@ -23,6 +23,8 @@ const MEMORY: u64 = 64 << 20;
 const EXIT_PORT: u16 = 0xF4;
 /// How long a guest may be silent before it counts as hanging.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long its machine may take to end then.
+const GRACE: Duration = Duration::from_secs(20);
 /// Longer lines are cut: a guest that never ends a line does not fill the host's memory.
 const LONGEST_LINE: usize = 4096;
 
@@ -48,8 +50,8 @@ pub enum What {
 pub enum End {
     /// By itself, or because the host failed.
     Outcome(Outcome),
-    /// It was silent for too long.
-    Hung,
+    /// It was silent for too long. What its VPs were about.
+    Hung(Vec<VpState>),
 }
 
 /// Runs one of our own guests. `each` is called, on this thread, for every line, and for what the rules observe
@@ -84,26 +86,45 @@ pub fn run(
     Ok(follow(machine, &receiver, |told| each(&*clock, told)))
 }
 
-fn follow(machine: Machine, receiver: &Receiver<Told>, mut each: impl FnMut(Told)) -> End {
+fn follow(mut machine: Machine, receiver: &Receiver<Told>, mut each: impl FnMut(Told)) -> End {
     let control = Arc::clone(machine.control());
     thread::scope(|scope| {
-        let running = scope.spawn(|| machine.run());
+        // The machine goes with the thread: that nothing more will be told is seen by that.
+        let running = scope.spawn(move || {
+            let outcome = machine.run();
+            (outcome, machine.vp_states())
+        });
         let hung = loop {
             match receiver.recv_timeout(PATIENCE) {
                 Ok(told) => each(told),
                 Err(RecvTimeoutError::Disconnected) => break false,
                 Err(RecvTimeoutError::Timeout) => {
                     control.finish(Outcome::Stopped);
+                    await_end(&running);
                     break true;
                 }
             }
         };
         match running.join() {
-            Ok(Outcome::Stopped) if hung => End::Hung,
-            Ok(outcome) => End::Outcome(outcome),
+            Ok((Outcome::Stopped, states)) if hung => End::Hung(states),
+            Ok((outcome, _)) => End::Outcome(outcome),
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
+}
+
+/// Waits until a machine that was told to end has done so. If its threads wait for each other it never will, and this
+/// process ends without it: nobody could be told otherwise.
+fn await_end<T>(running: &ScopedJoinHandle<'_, T>) {
+    const TRIES: u32 = 1000;
+    for _ in 0..TRIES {
+        if running.is_finished() {
+            return;
+        }
+        thread::sleep(GRACE / TRIES);
+    }
+    eprintln!("openvsm: the guest was silent for too long, and its machine does not end");
+    std::process::exit(HOST_FAILED.into());
 }
 
 /// Sends what it is told to the command's thread.

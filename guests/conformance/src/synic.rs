@@ -59,7 +59,7 @@ pub fn await_timer(sint: u8) -> Outcome<TimerExpired> {
 
 /// Whether no message comes in a while.
 pub fn no_message(sint: u8) -> bool {
-    !time::wait_for(5 * MILLISECOND, || take(sint).is_some())
+    !time::wait_for(MILLISECOND, || take(sint).is_some())
 }
 
 /// A synthetic timer of the VTL and processor that runs.

@@ -105,7 +105,7 @@ fn run(schedule: Schedule) -> Trace {
         exit_port: None,
         time_of_day: 0,
     };
-    let machine = Machine::new(config, &engine, schedule, Some(Arc::new(recorder.clone()))).unwrap();
+    let mut machine = Machine::new(config, &engine, schedule, Some(Arc::new(recorder.clone()))).unwrap();
     prepare_hypercalls(&machine);
     let tables = machine.slots[0].take().vp.vcpu(Vtl::ZERO).unwrap().system().cr3;
     for vp in 1..VPS {

@@ -49,7 +49,7 @@ fn play(vcpu: &mut dyn Vcpu, exits: impl IntoIterator<Item = Exit>) {
 
 /// Runs a machine with one VP that leaves the guest by these exits.
 fn run(exits: &[Exit]) -> Outcome {
-    let (machine, _) = machine(1, None);
+    let (mut machine, _) = machine(1, None);
     play(machine.slots[0].take().vp.vcpu_mut(Vtl::ZERO).unwrap(), exits.iter().copied());
     machine.run()
 }
@@ -96,16 +96,16 @@ fn guests_that_cannot_go_on_are_reported() {
     assert_eq!(death(&[fetch(0xE000_0000)]).cause, Cause::Void { gpa: 0xE000_0000 });
 
     let death = death(&[Exit::IoWrite { port: 0x80, size: 1, value: 5 }, Exit::Shutdown]);
-    assert_eq!((death.vp, death.vtl, death.general.rip), (0, Vtl::ZERO, LOAD));
-    assert_eq!(death.history.len(), 2);
+    let vp = &death.vp;
+    assert_eq!((vp.vp, vp.vtl, vp.general.rip, vp.history.len()), (0, Vtl::ZERO, LOAD, 2));
     let report = death.to_string();
     assert!(report.contains("out byte 0x5 to port 0x80"), "{report}");
-    assert!(report.contains(&format!("CR3 {:016x}", death.system.cr3)), "{report}");
+    assert!(report.contains(&format!("CR3 {:016x}", vp.system.cr3)), "{report}");
 }
 
 #[test]
 fn a_machine_can_be_ended_from_outside() {
-    let (machine, _) = machine(2, None);
+    let (mut machine, _) = machine(2, None);
     let control = Arc::clone(machine.control());
     let ender = thread::spawn(move || {
         thread::sleep(Duration::from_millis(5));
@@ -113,6 +113,9 @@ fn a_machine_can_be_ended_from_outside() {
     });
     assert!(matches!(machine.run(), Outcome::Stopped));
     ender.join().unwrap();
+    let states = machine.vp_states();
+    assert_eq!(states.iter().map(|state| (state.vp, state.vtl)).collect::<Vec<_>>(), [(0, Vtl::ZERO), (1, Vtl::ZERO)]);
+    assert!(states[1].to_string().contains("it never left the guest before"));
 }
 
 #[test]
@@ -123,7 +126,7 @@ fn a_panic_of_a_vp_ends_the_machine() {
             panic!("this is part of the test");
         }
     }
-    let (machine, _) = machine(2, Some(Arc::new(Panics)));
+    let (mut machine, _) = machine(2, Some(Arc::new(Panics)));
     prepare_hypercalls(&machine);
     play(machine.slots[0].take().vp.vcpu_mut(Vtl::ZERO).unwrap(), [CALL]);
     assert!(matches!(machine.run(), Outcome::Failed(Failure::Panicked(0))));

@@ -87,7 +87,7 @@ fn measure(divide: u32) -> (u64, u64) {
     apic::write(register::TIMER_INITIAL, u32::MAX);
     let sample = || (time::now(), u64::from(apic::read(register::TIMER_CURRENT)), time::now());
     let first = sample();
-    time::pass(20 * MILLISECOND);
+    time::pass(5 * MILLISECOND);
     let second = sample();
     stop();
     let counts = first.1 - second.1;

@@ -46,7 +46,7 @@ fn run_time_is_read_only() -> Outcome {
 }
 
 fn run_time_of_a_processor_that_sleeps_stands() -> Outcome {
-    const ASLEEP: u64 = 50 * time::MILLISECOND;
+    const ASLEEP: u64 = 20 * time::MILLISECOND;
     need_run_time()?;
     let first = on_other(|| read(VP_RUNTIME))?;
     time::pass(ASLEEP);

@@ -189,7 +189,7 @@ fn count_of_zero_does_not_auto_enable() -> Outcome {
 
 fn disabled_timer_sends_nothing() -> Outcome {
     with_synic(|| {
-        Timer(0).start(Timer::MESSAGES, time::now() + 3 * MILLISECOND);
+        Timer(0).start(Timer::MESSAGES, time::now() + MILLISECOND / 2);
         Timer(0).set_configuration(Timer::MESSAGES);
         ensure!(no_message(SINT));
         Ok(())

@@ -79,7 +79,7 @@ fn interrupt_of_vtl1_comes_while_vtl0_sleeps() -> Outcome {
     let before = taken(HIGH);
     let in_vtl1_before = taken_on(0, 1, LOW);
     start_timer_of_vtl1(LOW)?;
-    Timer(0).start(Timer::DIRECT.with_apic_vector(HIGH), time::now() + 50 * MILLISECOND);
+    Timer(0).start(Timer::DIRECT.with_apic_vector(HIGH), time::now() + 10 * MILLISECOND);
     while taken(HIGH) == before {
         sleep();
     }
@@ -200,7 +200,7 @@ fn while_vtl1_runs(soon: impl FnOnce()) -> Outcome<u32> {
     let before = taken(LOW);
     soon();
     in_vtl1(|| {
-        time::pass(5 * MILLISECOND);
+        time::pass(2 * MILLISECOND);
         let_in();
     })?;
     Ok(taken(LOW) - before)

@@ -113,7 +113,7 @@ fn is_dropped(command: u32) -> Outcome {
     need_other()?;
     let before = on_other(context::current)?;
     apic::send(OTHER, command);
-    time::pass(5 * time::MILLISECOND);
+    time::pass(2 * time::MILLISECOND);
     ensure_eq!(on_other(context::current)?, before);
     ensure_eq!(in_vtl_on(OTHER, 1, context::current_vtl)?, 1);
     Ok(())

@@ -122,7 +122,7 @@ fn timer_message_for_vtl0_waits_while_vtl1_runs() -> Outcome {
         let before = taken(LOW);
         let expiration = Timer(0).start_soon(Timer::MESSAGES);
         let early = in_vtl1(|| {
-            time::pass(3 * MILLISECOND);
+            time::pass(2 * MILLISECOND);
             let_in();
             taken_on(0, 0, LOW)
         })?;
@@ -180,7 +180,7 @@ fn apic_timer_of_vtl0_goes_on_while_vtl1_runs() -> Outcome {
     let before = taken(LOW);
     apic_timer::start(0, SHORT);
     let early = in_vtl1(|| {
-        time::pass(5 * MILLISECOND);
+        time::pass(3 * MILLISECOND);
         let_in();
         taken_on(0, 0, LOW)
     })?;
