@@ -10,8 +10,9 @@ const TIMER: u16 = 1 << 0;
 const POWER_BUTTON: u16 = 1 << 8;
 /// What can happen. The FADT must say that there is no fixed sleep button and no fixed alarm of the clock.
 const EVENTS: u16 = TIMER | POWER_BUTTON;
-/// What can be enabled besides: the global lock's release, of which firmware would tell (GBL_EN).
-const ENABLES: u16 = EVENTS | 1 << 5;
+/// What can be enabled besides, although it never happens: the global lock's release, of which firmware would tell
+/// (GBL_EN), and the clock's alarm (RTC_EN), which Linux enables whatever the FADT says.
+const ENABLES: u16 = EVENTS | 1 << 5 | 1 << 10;
 
 /// The PM1 event block: the status register, and behind it the enable register, each two bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,7 +138,7 @@ mod tests {
         let mut events = events();
         events.write(2, 0xFF, 0);
         events.write(3, 0xFF, 0);
-        assert_eq!((events.read(2, 0), events.read(3, 0)), (0x21, 0x01));
+        assert_eq!((events.read(2, 0), events.read(3, 0)), (0x21, 0x05));
     }
 
     proptest! {
