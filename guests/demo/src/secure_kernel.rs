@@ -141,6 +141,14 @@ fn restrict(range: core::ops::Range<usize>, flags: u32) -> Result<u64, HvStatus>
     Ok(count)
 }
 
+/// As [`restrict`], or with `instead` where the hypervisor cannot enforce `flags`; says whether it could.
+fn restrict_or(range: core::ops::Range<usize>, flags: u32, instead: u32) -> Result<(u64, bool), HvStatus> {
+    match restrict(range.clone(), flags) {
+        Err(HvStatus::OperationDenied) => Ok((restrict(range, instead)?, false)),
+        outcome => outcome.map(|pages| (pages, true)),
+    }
+}
+
 fn start(secrets: &mut Secrets) -> Result<(), HvStatus> {
     tell!("start", "the secure kernel runs, on its own stack and page tables");
     let configuration =
@@ -152,11 +160,17 @@ fn start(secrets: &mut Secrets) -> Result<(), HvStatus> {
     tell!("protect", "{pages} pages of its own: VTL0 has no access");
     let pages = restrict(pages::image_text(), READ | EXECUTE)?;
     tell!("protect", "{pages} pages of code: VTL0 may read and execute them, not write");
-    let pages = restrict(pages::image_constants(), READ)?;
-    tell!("protect", "{pages} pages of constants: VTL0 may only read them");
+    // Some hypervisors cannot forbid the execution of what can be read.
+    let (pages, alone) = restrict_or(pages::image_constants(), READ, READ | EXECUTE)?;
+    let rights = if alone { "only read" } else { "read and execute" };
+    tell!("protect", "{pages} pages of constants: VTL0 may {rights} them");
     let forbidden = secrets.forbidden_page as usize;
-    restrict(forbidden..forbidden + PAGE_SIZE, READ | WRITE)?;
-    tell!("protect", "the page at {forbidden:#x}: VTL0 may read and write it, not execute");
+    let (_, alone) = restrict_or(forbidden..forbidden + PAGE_SIZE, READ | WRITE, 0)?;
+    if alone {
+        tell!("protect", "the page at {forbidden:#x}: VTL0 may read and write it, not execute");
+    } else {
+        tell!("protect", "the page at {forbidden:#x}: VTL0 has no access, as execution alone cannot be forbidden here");
+    }
 
     secrets.key = make_key();
     secrets.running = siphash::self_test();

@@ -12,7 +12,7 @@ use tlfs::{HvStatus, RegisterName};
 use super::harness::{WINDOW, window};
 use super::parser::{Get, VP_INDEX, get};
 use crate::probes;
-use crate::secure::{NONE, Policy, READ, READ_EXECUTE, READ_WRITE, intercepts, protect};
+use crate::secure::{NONE, Policy, READ_EXECUTE, intercepts, protect};
 use crate::suite::{Outcome, checks, ensure, ensure_eq, fail};
 
 checks! {
@@ -45,7 +45,7 @@ fn fresh() -> u64 {
 
 fn push_onto_a_protected_stack() -> Outcome {
     let page = fresh();
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     // SAFETY: the probe pushes 8 bytes and goes back to its own stack.
     let seen = intercepts(Policy::Grant, || unsafe { probes::probe_push(page + SIZE, 0x77) });
     seen.outcome?;
@@ -58,7 +58,7 @@ fn push_onto_a_protected_stack() -> Outcome {
 
 fn call_onto_a_protected_stack() -> Outcome {
     let page = fresh();
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     let seen = intercepts(Policy::Grant, || {
         // SAFETY: the call pushes 8 bytes; the function that is called only returns.
         unsafe {
@@ -83,7 +83,7 @@ fn call_onto_a_protected_stack() -> Outcome {
 fn read_modify_write_is_a_write() -> Outcome {
     let page = fresh();
     probes::write(page + 8, 5);
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     let seen = intercepts(Policy::Grant, || {
         // SAFETY: the page is the check's own.
         unsafe { asm!("add qword ptr [{}], 7", in(reg) page + 8) };
@@ -97,7 +97,7 @@ fn read_modify_write_is_a_write() -> Outcome {
 fn locked_read_modify_write_is_a_write() -> Outcome {
     let page = fresh();
     probes::write(page + 8, 5);
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     let mut old = 0;
     // SAFETY: the page is the check's own.
     let seen = intercepts(Policy::Grant, || old = unsafe { probes::probe_exchange(page + 8, 7) });
@@ -114,7 +114,7 @@ fn string_instruction_stops_at_the_protected_page() -> Outcome {
     for offset in (0..BYTES).step_by(8) {
         probes::write(from + offset, 0x0101_0101_0101_0101 * (offset + 1));
     }
-    protect(READ, to + SIZE)?;
+    protect(READ_EXECUTE, to + SIZE)?;
     let start = to + SIZE - 24;
     let mut left = 1;
     // SAFETY: both areas are the check's own.
@@ -132,7 +132,7 @@ fn string_instruction_stops_at_the_protected_page() -> Outcome {
 
 fn access_across_pages_has_no_effect_before_it_is_allowed() -> Outcome {
     let first = pages::allocate(2) as u64;
-    protect(READ, first + SIZE)?;
+    protect(READ_EXECUTE, first + SIZE)?;
     // The store is skipped: VTL0 goes on behind it.
     let behind = probes::probe_write as *const () as u64 + u64::from(probes::ACCESS_LENGTH);
     let seen = intercepts(Policy::Redirect(behind), || probes::write(first + SIZE - 4, u64::MAX));
@@ -149,7 +149,7 @@ fn execution_runs_into_a_protected_page() -> Outcome {
     // SAFETY: the pages are the check's own.
     unsafe { (first as *mut u8).write_bytes(0x90, PAGE_SIZE) };
     probes::plant(first + SIZE);
-    protect(READ_WRITE, first + SIZE)?;
+    protect(NONE, first + SIZE)?;
     let mut result = 0;
     let seen = intercepts(Policy::Grant, || result = probes::execute(first + SIZE - 8));
     seen.outcome?;
@@ -163,7 +163,7 @@ fn instruction_across_pages() -> Outcome {
     let first = pages::allocate(2) as u64;
     // Two bytes of `mov eax, 0x1234` are in the first page.
     probes::plant(first + SIZE - 2);
-    protect(READ_WRITE, first + SIZE)?;
+    protect(NONE, first + SIZE)?;
     let mut result = 0;
     let seen = intercepts(Policy::Grant, || result = probes::execute(first + SIZE - 2));
     seen.outcome?;
@@ -298,7 +298,7 @@ fn processor_reads_a_gate_from_a_protected_page() -> Outcome {
 
 fn delivery_intercept() -> Outcome<tlfs::intercept::MemoryIntercept> {
     let page = context::exception_frame_page(0);
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     let mut outcome = None;
     let seen = intercepts(Policy::Grant, || outcome = Some(breakpoint()));
     seen.outcome?;
@@ -340,7 +340,7 @@ fn hypercall_input_in_a_protected_page_is_intercepted() -> Outcome {
 }
 
 fn hypercall_output_in_a_protected_page_is_intercepted() -> Outcome {
-    ensure_parameter_caught(READ, false)
+    ensure_parameter_caught(READ_EXECUTE, false)
 }
 
 fn sse_access_is_protected() -> Outcome {
@@ -373,7 +373,7 @@ fn sse_access_is_protected() -> Outcome {
 
 fn fxsave_onto_a_protected_page() -> Outcome {
     let page = fresh();
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     let seen = intercepts(Policy::Grant, || {
         // SAFETY: the page is the check's own, and the address is aligned.
         unsafe { asm!("fxsave [{}]", in(reg) page + 512) };

@@ -12,7 +12,7 @@ use tlfs::msr::{self, Sint};
 use super::msr_hypercall::{read, write};
 use super::protection::page_with_code;
 use crate::probes::{self, ACCESS_LENGTH};
-use crate::secure::{NONE, Policy, READ, READ_WRITE, in_vtl1, intercepts, protect};
+use crate::secure::{NONE, Policy, READ_EXECUTE, in_vtl1, intercepts, protect};
 use crate::suite::{Outcome, checks, ensure, ensure_eq, fail};
 
 checks! {
@@ -64,7 +64,7 @@ fn access_is_retried_after_the_return() -> Outcome {
 
 fn access_is_caught_again_while_it_is_forbidden() -> Outcome {
     let page = fresh();
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     for _ in 0..3 {
         let seen = intercepts(Policy::Redirect(behind_write()), || probes::write(page, 1));
         seen.outcome?;
@@ -80,7 +80,7 @@ fn behind_write() -> u64 {
 
 fn instruction_can_be_skipped() -> Outcome {
     let page = fresh();
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     let seen = intercepts(Policy::Redirect(behind_write()), || probes::write(page, 1));
     seen.outcome?;
     seen.only()?;
@@ -93,7 +93,7 @@ fn execution_can_be_redirected() -> Outcome {
     // `mov eax, 0x1234` becomes `mov eax, 0x1235`.
     // SAFETY: the page is the check's own.
     unsafe { ((other + 1) as *mut u8).write(0x35) };
-    protect(READ_WRITE, page)?;
+    protect(NONE, page)?;
     let mut result = 0;
     let seen = intercepts(Policy::Redirect(other), || result = probes::execute(page));
     seen.outcome?;
@@ -104,7 +104,7 @@ fn execution_can_be_redirected() -> Outcome {
 
 fn exception_can_be_injected() -> Outcome {
     let page = fresh();
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     let seen = intercepts(Policy::Fault, || probes::write(page, 1));
     seen.only()?;
     match seen.outcome {
@@ -120,7 +120,7 @@ fn exception_can_be_injected() -> Outcome {
 
 fn intercept_leaves_the_lower_vtls_registers() -> Outcome {
     let page = fresh();
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     let mut registers = super::parser_registers::distinct();
     registers.general[RDI] = page;
     let before = registers;
@@ -135,7 +135,7 @@ fn intercept_leaves_the_lower_vtls_registers() -> Outcome {
 
 fn entry_by_an_intercept_stores_rax_and_rcx() -> Outcome {
     let page = fresh();
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     let mut registers = super::parser_registers::distinct();
     registers.general[RDI] = page;
     let before = registers;
@@ -153,7 +153,7 @@ fn interrupt_of_sint0_is_taken_once_per_intercept() -> Outcome {
     let before = count()?;
     for _ in 0..5 {
         let page = fresh();
-        protect(READ, page)?;
+        protect(READ_EXECUTE, page)?;
         intercepts(Policy::Grant, || probes::write(page, 1)).only()?;
     }
     ensure_eq!(count()? - before, 5);
@@ -170,7 +170,7 @@ fn sint0_without_auto_eoi_needs_an_eoi() -> Outcome {
         old
     })?;
     let page = fresh();
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     let first = intercepts(Policy::Grant, || probes::write(page, 1));
     // The interrupt is in service until VTL1 says that it is done with it.
     in_vtl1(|| {
@@ -179,7 +179,7 @@ fn sint0_without_auto_eoi_needs_an_eoi() -> Outcome {
     })?;
     first.outcome?;
     first.only()?;
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     intercepts(Policy::Grant, || probes::write(page, 2)).only()?;
     Ok(())
 }
@@ -233,7 +233,7 @@ fn two_intercepts_of_one_instruction() -> Outcome {
 
 fn hundred_intercepts() -> Outcome {
     let page = fresh();
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     let seen = intercepts(Policy::Redirect(behind_write()), || {
         for round in 0..100 {
             probes::write(page, round + 1);

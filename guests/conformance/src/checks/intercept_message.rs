@@ -11,7 +11,7 @@ use tlfs::{MessageType, Vtl};
 use super::parser_registers::distinct;
 use super::protection::page_with_code;
 use crate::probes::{self, ACCESS_LENGTH};
-use crate::secure::{NONE, Policy, READ, READ_WRITE, Seen, intercepts, protect};
+use crate::secure::{NONE, Policy, READ_EXECUTE, Seen, intercepts, protect};
 use crate::suite::{Outcome, checks, ensure, ensure_eq, skip};
 
 checks! {
@@ -56,7 +56,7 @@ fn read_intercept() -> Outcome<(Seen, MemoryIntercept, u64)> {
 
 fn write_intercept() -> Outcome<(MemoryIntercept, u64)> {
     let page = pages::allocate(1) as u64;
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     let seen = intercepts(Policy::Grant, || probes::write(page + OFFSET, 1));
     seen.outcome?;
     Ok((seen.only()?, page))
@@ -64,7 +64,7 @@ fn write_intercept() -> Outcome<(MemoryIntercept, u64)> {
 
 fn execute_intercept() -> Outcome<(MemoryIntercept, u64)> {
     let page = page_with_code();
-    protect(READ_WRITE, page)?;
+    protect(NONE, page)?;
     let seen = intercepts(Policy::Grant, || {
         probes::execute(page);
     });

@@ -119,7 +119,8 @@ fn overlay_moves_onto_a_protected_page() -> Outcome {
 fn page_below_an_overlay_can_be_protected() -> Outcome {
     let page = pages::allocate(1);
     with_overlay(page.cast(), || {
-        let header = runtime::calls::header(runtime::calls::PARTITION_SELF, secure::READ, runtime::calls::target(0));
+        let header =
+            runtime::calls::header(runtime::calls::PARTITION_SELF, secure::READ_EXECUTE, runtime::calls::target(0));
         let result = in_vtl1(|| protect_result(header, [page as u64 >> 12]))?;
         ensure_eq!((result.status(), result.reps_completed()), (tlfs::HvStatus::Success, 1));
         Ok(())

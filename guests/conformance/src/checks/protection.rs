@@ -176,7 +176,7 @@ fn vtl1_is_not_bound_by_its_own_protection() -> Outcome {
 
 fn protection_lasts_across_vtl_switches() -> Outcome {
     let page = page_with_code();
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     for _ in 0..10 {
         in_vtl1(|| ())?;
     }
@@ -191,7 +191,7 @@ fn ensure_bulk(stride: usize) -> Outcome {
         let list = (0..MOST_PAGES).map(|index| page(index) >> 12);
         in_vtl1(|| runtime::calls::protect(runtime::calls::target(0), flags, list))
     };
-    all(READ)??;
+    all(READ_EXECUTE)??;
     let outcome =
         [0, 1, MOST_PAGES / 2, MOST_PAGES - 1].into_iter().try_for_each(|index| ensure_not_writable(page(index)));
     all(ALL)??;
@@ -218,7 +218,7 @@ fn whole_large_page() -> Outcome {
             runtime::calls::protect(runtime::calls::target(0), flags, page + half..page + 2 * half)
         })
     };
-    protect_all(READ)??;
+    protect_all(READ_EXECUTE)??;
     // One page of it is given back by the intercept; the others stay protected.
     let middle = first + (PAGES * PAGE_SIZE / 2) as u64;
     let outcome = ensure_not_writable(middle)
@@ -232,6 +232,6 @@ fn whole_large_page() -> Outcome {
 fn same_page_twice_in_one_call() -> Outcome {
     let page = page_with_code();
     protect(ALL, page)?;
-    in_vtl1(|| runtime::calls::protect(runtime::calls::target(0), READ, [page >> 12, page >> 12]))??;
+    in_vtl1(|| runtime::calls::protect(runtime::calls::target(0), READ_EXECUTE, [page >> 12, page >> 12]))??;
     ensure_not_writable(page)
 }

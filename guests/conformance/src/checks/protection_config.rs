@@ -6,7 +6,7 @@ use tlfs::vsm::VsmPartitionConfig;
 use tlfs::{HvStatus, InputVtl, RegisterName};
 
 use super::enable_partition::own;
-use crate::secure::{ALL, READ, in_vtl1};
+use crate::secure::{ALL, READ, READ_EXECUTE, in_vtl1};
 use crate::suite::{Outcome, checks, ensure, ensure_eq, ensure_refused, ensure_status};
 
 checks! {
@@ -50,7 +50,7 @@ fn memory_is_zeroed_on_reset_unless_told_otherwise() -> Outcome {
 
 fn protecting_before_it_is_enabled_is_refused() -> Outcome {
     let page = pages::allocate(1) as u64 >> 12;
-    in_vtl1(|| ensure_refused(protect(target(0), READ, [page])))??;
+    in_vtl1(|| ensure_refused(protect(target(0), READ_EXECUTE, [page])))??;
     crate::probes::write(page << 12, 1);
     Ok(())
 }

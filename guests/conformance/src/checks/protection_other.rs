@@ -8,7 +8,7 @@ use runtime::{pages, time};
 
 use crate::others::{OTHER, need_other, on_other};
 use crate::probes;
-use crate::secure::{ALL, NONE, Policy, READ, READ_WRITE, policy_on, protect};
+use crate::secure::{ALL, NONE, Policy, READ_EXECUTE, policy_on, protect};
 use crate::suite::{Outcome, checks, ensure, ensure_eq, fail};
 
 checks! {
@@ -66,7 +66,7 @@ fn fresh() -> u64 {
 }
 
 fn write_protection_holds_on_another_processor_when_the_call_returns() -> Outcome {
-    ends(READ, fresh(), |page| probes::write(page, 1))
+    ends(READ_EXECUTE, fresh(), |page| probes::write(page, 1))
 }
 
 fn read_protection_holds_on_another_processor_when_the_call_returns() -> Outcome {
@@ -76,13 +76,13 @@ fn read_protection_holds_on_another_processor_when_the_call_returns() -> Outcome
 fn execute_protection_holds_on_another_processor_when_the_call_returns() -> Outcome {
     let page = fresh();
     probes::plant(page);
-    ends(READ_WRITE, page, |page| drop(probes::execute(page)))
+    ends(NONE, page, |page| drop(probes::execute(page)))
 }
 
 fn protection_that_is_lifted_is_lifted_on_another_processor() -> Outcome {
     let page = fresh();
     for value in 1..50 {
-        protect(READ, page)?;
+        protect(READ_EXECUTE, page)?;
         protect(ALL, page)?;
         on_other(|| probes::write(page, value))?;
         ensure_eq!(probes::read(page), value);
@@ -93,7 +93,7 @@ fn protection_that_is_lifted_is_lifted_on_another_processor() -> Outcome {
 
 fn intercept_of_another_processor_comes_to_its_own_vtl1() -> Outcome {
     let page = fresh();
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     policy_on(OTHER, 1, Policy::Grant);
     on_other(|| probes::write(page, 0x77))?;
     ensure_eq!(probes::read(page), 0x77);

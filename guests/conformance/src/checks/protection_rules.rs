@@ -5,7 +5,7 @@ use runtime::pages;
 use tlfs::{CallCode, HvStatus, HypercallInput, InputVtl};
 
 use crate::probes;
-use crate::secure::{self, ALL, Policy, READ, in_vtl1, intercepts};
+use crate::secure::{self, ALL, Policy, READ_EXECUTE, in_vtl1, intercepts};
 use crate::suite::{Outcome, checks, ensure, ensure_eq, ensure_refused, ensure_status};
 
 checks! {
@@ -30,45 +30,48 @@ fn fresh() -> u64 {
 
 fn vtl0_cannot_protect_anything() -> Outcome {
     let page = fresh();
-    ensure_refused(protect(target(0), READ, [page]))?;
-    ensure_refused(protect(InputVtl::CURRENT, READ, [page]))?;
+    ensure_refused(protect(target(0), READ_EXECUTE, [page]))?;
+    ensure_refused(protect(InputVtl::CURRENT, READ_EXECUTE, [page]))?;
     probes::write(page << 12, 1);
     Ok(())
 }
 
 fn vtl0_cannot_protect_memory_from_vtl1() -> Outcome {
     let page = fresh();
-    ensure_status(protect(target(1), READ, [page]), &[HvStatus::AccessDenied])?;
+    ensure_status(protect(target(1), READ_EXECUTE, [page]), &[HvStatus::AccessDenied])?;
     in_vtl1(|| probes::write(page << 12, 1))
 }
 
 fn vtl_cannot_protect_memory_from_itself() -> Outcome {
     let page = fresh();
     in_vtl1(|| {
-        ensure_refused(protect(target(1), READ, [page]))?;
+        ensure_refused(protect(target(1), READ_EXECUTE, [page]))?;
         probes::write(page << 12, 1);
         Ok(())
     })?
 }
 
 fn vtl1_cannot_protect_memory_from_vtl2() -> Outcome {
-    ensure_status(in_vtl1(|| protect(target(2), READ, [fresh()]))?, &[HvStatus::AccessDenied])
+    ensure_status(in_vtl1(|| protect(target(2), READ_EXECUTE, [fresh()]))?, &[HvStatus::AccessDenied])
 }
 
 fn memory_of_another_partition_cannot_be_protected() -> Outcome {
-    let result = in_vtl1(|| protect_result(header(0x1234, READ, target(0)), [fresh()]))?;
+    let result = in_vtl1(|| protect_result(header(0x1234, READ_EXECUTE, target(0)), [fresh()]))?;
     let status = result.status();
     ensure!([HvStatus::InvalidPartitionId, HvStatus::AccessDenied].contains(&status), "{status}");
     Ok(())
 }
 
 fn pages_without_memory_cannot_be_protected() -> Outcome {
-    ensure_status(in_vtl1(|| protect(target(0), READ, [pages::WITHOUT_MEMORY >> 12]))?, &[HvStatus::InvalidParameter])
+    ensure_status(
+        in_vtl1(|| protect(target(0), READ_EXECUTE, [pages::WITHOUT_MEMORY >> 12]))?,
+        &[HvStatus::InvalidParameter],
+    )
 }
 
 fn pages_beyond_guest_memory_cannot_be_protected() -> Outcome {
     for page in [1 << 40, 1 << 51, u64::MAX] {
-        ensure_status(in_vtl1(|| protect(target(0), READ, [page]))?, &[HvStatus::InvalidParameter])?;
+        ensure_status(in_vtl1(|| protect(target(0), READ_EXECUTE, [page]))?, &[HvStatus::InvalidParameter])?;
     }
     Ok(())
 }
@@ -95,7 +98,8 @@ fn caught(page: u64) -> Outcome<bool> {
 
 fn failing_page_leaves_the_ones_before_protected() -> Outcome {
     let (first, second, last) = (fresh(), fresh(), fresh());
-    let result = in_vtl1(|| protect_result(header(PARTITION_SELF, READ, target(0)), [first, second, 1 << 40, last]))?;
+    let result =
+        in_vtl1(|| protect_result(header(PARTITION_SELF, READ_EXECUTE, target(0)), [first, second, 1 << 40, last]))?;
     ensure_eq!((result.status(), result.reps_completed()), (HvStatus::InvalidParameter, 2));
     ensure_eq!((caught(first)?, caught(second)?, caught(last)?), (true, true, false));
     Ok(())
@@ -103,7 +107,7 @@ fn failing_page_leaves_the_ones_before_protected() -> Outcome {
 
 fn call_resumes_at_its_start_index() -> Outcome {
     let (skipped, done) = (fresh(), fresh());
-    let [partition, flags] = header(PARTITION_SELF, READ, target(0));
+    let [partition, flags] = header(PARTITION_SELF, READ_EXECUTE, target(0));
     let control = HypercallInput::rep(CallCode::ModifyVtlProtectionMask, 2).with_rep_start_index(1);
     // SAFETY: the pages are the check's own.
     let result = in_vtl1(|| unsafe { runtime::hypercall::slow(control, &[partition, flags, skipped, done], &mut []) })?;
@@ -114,7 +118,7 @@ fn call_resumes_at_its_start_index() -> Outcome {
 
 fn fast_call_protects_pages() -> Outcome {
     let (first, second) = (fresh(), fresh());
-    let [partition, flags] = header(PARTITION_SELF, READ, target(0));
+    let [partition, flags] = header(PARTITION_SELF, READ_EXECUTE, target(0));
     let control = HypercallInput::rep(CallCode::ModifyVtlProtectionMask, 2);
     // SAFETY: the pages are the check's own.
     let result = in_vtl1(|| unsafe { runtime::hypercall::fast(control, &[partition, flags, first, second]) }.0)?;
@@ -125,7 +129,7 @@ fn fast_call_protects_pages() -> Outcome {
 
 fn target_vtl_left_out_means_the_lower_ones() -> Outcome {
     let page = fresh();
-    in_vtl1(|| protect(InputVtl::CURRENT, READ, [page]))??;
+    in_vtl1(|| protect(InputVtl::CURRENT, READ_EXECUTE, [page]))??;
     ensure!(caught(page)?);
     secure::protect(ALL, page << 12)
 }

@@ -9,9 +9,7 @@ use super::protection::page_with_code;
 use super::protection_config::set_config;
 use super::third_vtl;
 use crate::probes;
-use crate::secure::{
-    self, ALL, NONE, Policy, READ, READ_EXECUTE, READ_WRITE, Seen, in_vtl, in_vtl1, protect_by, watch_in,
-};
+use crate::secure::{self, ALL, NONE, Policy, READ_EXECUTE, Seen, in_vtl, in_vtl1, protect_by, watch_in};
 use crate::suite::{Kind, Outcome, Verdict, checks, ensure, ensure_eq};
 
 checks! {
@@ -129,7 +127,7 @@ fn watch_both(function: impl FnOnce()) -> Outcome<[usize; 2]> {
 
 fn vtl2_protects_memory_from_vtl0() -> Outcome {
     let page = page_with_code();
-    protect_by(2, 0, READ, &[page >> 12])?;
+    protect_by(2, 0, READ_EXECUTE, &[page >> 12])?;
     let seen = watch_in(2, Policy::Grant, || probes::write(page, 1));
     seen.outcome?;
     ensure_eq!(seen.only()?.header.execution_state.vtl(), Vtl::ZERO);
@@ -138,7 +136,7 @@ fn vtl2_protects_memory_from_vtl0() -> Outcome {
 
 fn vtl2_protects_memory_from_vtl1() -> Outcome {
     let page = page_with_code();
-    protect_by(2, 1, READ, &[page >> 12])?;
+    protect_by(2, 1, READ_EXECUTE, &[page >> 12])?;
     let mut outcome = Ok(());
     let seen = watch_in(2, Policy::Grant, || outcome = in_vtl1(|| probes::write(page, 1)));
     seen.outcome?;
@@ -149,14 +147,14 @@ fn vtl2_protects_memory_from_vtl1() -> Outcome {
 
 fn protection_from_vtl1_alone_leaves_vtl0() -> Outcome {
     let page = page_with_code();
-    protect_by(2, 1, READ, &[page >> 12])?;
+    protect_by(2, 1, READ_EXECUTE, &[page >> 12])?;
     ensure_eq!(watch_both(|| probes::write(page, 1))?, [0, 0]);
     Ok(())
 }
 
 fn vtl1_cannot_give_back_what_vtl2_took() -> Outcome {
     let page = page_with_code();
-    protect_by(2, 0, READ, &[page >> 12])?;
+    protect_by(2, 0, READ_EXECUTE, &[page >> 12])?;
     protect_by(1, 0, ALL, &[page >> 12])?;
     ensure_eq!(watch_both(|| probes::write(page, 1))?, [0, 1]);
     Ok(())
@@ -166,7 +164,7 @@ fn effective_access_is_what_both_grant() -> Outcome {
     let page = page_with_code();
     let protect_both = || {
         protect_by(1, 0, READ_EXECUTE, &[page >> 12])?;
-        protect_by(2, 0, READ_WRITE, &[page >> 12])
+        protect_by(2, 0, NONE, &[page >> 12])
     };
     protect_both()?;
     // Reads are granted by both, writes are withheld by VTL1, executes by VTL2.
@@ -176,8 +174,8 @@ fn effective_access_is_what_both_grant() -> Outcome {
 
 fn lifting_one_protection_leaves_the_other() -> Outcome {
     let page = page_with_code();
-    protect_by(1, 0, READ, &[page >> 12])?;
-    protect_by(2, 0, READ, &[page >> 12])?;
+    protect_by(1, 0, READ_EXECUTE, &[page >> 12])?;
+    protect_by(2, 0, READ_EXECUTE, &[page >> 12])?;
     protect_by(2, 0, ALL, &[page >> 12])?;
     ensure_eq!(watch_both(|| probes::write(page, 1))?, [1, 0]);
     Ok(())
@@ -185,8 +183,8 @@ fn lifting_one_protection_leaves_the_other() -> Outcome {
 
 fn intercept_goes_to_the_vtl_that_protects() -> Outcome {
     let (first, second) = (page_with_code(), page_with_code());
-    protect_by(1, 0, READ, &[first >> 12])?;
-    protect_by(2, 0, READ, &[second >> 12])?;
+    protect_by(1, 0, READ_EXECUTE, &[first >> 12])?;
+    protect_by(2, 0, READ_EXECUTE, &[second >> 12])?;
     ensure_eq!(watch_both(|| probes::write(first, 1))?, [1, 0]);
     ensure_eq!(watch_both(|| probes::write(second, 1))?, [0, 1]);
     Ok(())
@@ -207,7 +205,7 @@ fn intercept_in_vtl1_goes_to_vtl2() -> Outcome {
 fn intercept_of_vtl0_returns_to_vtl0() -> Outcome {
     // VTL2 answers VTL0's intercept; VTL1, which waits in between, is not woken by the return.
     let page = page_with_code();
-    protect_by(2, 0, READ, &[page >> 12])?;
+    protect_by(2, 0, READ_EXECUTE, &[page >> 12])?;
     let mut entered = None;
     let seen = watch_in(2, Policy::Grant, || {
         let inner = watch_in(1, Policy::Grant, || probes::write(page, 1));
@@ -221,8 +219,8 @@ fn intercept_of_vtl0_returns_to_vtl0() -> Outcome {
 
 fn access_that_both_forbid_reaches_both() -> Outcome {
     let page = page_with_code();
-    protect_by(1, 0, READ, &[page >> 12])?;
-    protect_by(2, 0, READ, &[page >> 12])?;
+    protect_by(1, 0, READ_EXECUTE, &[page >> 12])?;
+    protect_by(2, 0, READ_EXECUTE, &[page >> 12])?;
     // One after the other: each gives back only what it took itself.
     ensure_eq!(watch_both(|| probes::write(page, 0x5A))?, [1, 1]);
     ensure_eq!(probes::read(page), 0x5A);
@@ -232,7 +230,7 @@ fn access_that_both_forbid_reaches_both() -> Outcome {
 fn vtl1_stays_where_it_was_while_vtl2_answers() -> Outcome {
     let page = page_with_code();
     let before = rip_and_rsp_of_vtl1()?;
-    protect_by(2, 0, READ, &[page >> 12])?;
+    protect_by(2, 0, READ_EXECUTE, &[page >> 12])?;
     watch_in(2, Policy::Grant, || probes::write(page, 1)).only()?;
     ensure_eq!(rip_and_rsp_of_vtl1()?, before);
     Ok(())

@@ -9,7 +9,7 @@ use tlfs::assist_page::VtlEntryReason;
 use tlfs::{CallCode, HvStatus, InputVtl, RegisterName, Vtl};
 
 use super::enable_partition::{by_hypercall, vp_status};
-use super::environment::from_real_mode;
+use super::environment::{ensure_undefined_in_user_mode, from_real_mode};
 use crate::secure::{self, in_vtl1, on_call};
 use crate::suite::{Outcome, checks, ensure, ensure_eq, ensure_raises, fail};
 
@@ -84,10 +84,9 @@ fn vtl_call_with_a_control_input_is_undefined() -> Outcome {
 fn vtl_call_from_user_mode_is_undefined() -> Outcome {
     // SAFETY: the context is valid; user mode may execute the hypercall page, but not make the call.
     match unsafe { user::call_at((*context::current()).vtl_call, 0) } {
-        Err(exception) => ensure_eq!((exception.vector, exception.cs & 3), (INVALID_OPCODE, 3)),
+        Err(exception) => ensure_undefined_in_user_mode(&exception),
         Ok(_) => fail!("user mode made a VTL call"),
     }
-    Ok(())
 }
 
 fn vtl_call_from_real_mode_is_undefined() -> Outcome {

@@ -8,6 +8,7 @@ use runtime::{context, user};
 use tlfs::CallCode;
 
 use super::enable_partition::{by_hypercall, vtl_return};
+use super::environment::ensure_undefined_in_user_mode;
 use super::msr_hypercall::{read, write};
 use crate::secure::{self, in_vtl1, on_call};
 use crate::suite::{Outcome, checks, ensure, ensure_eq, fail};
@@ -129,10 +130,9 @@ fn vtl_return_from_user_mode_is_undefined() -> Outcome {
         unsafe { user::call_at((*context::current()).vtl_return, 0) }
     })?;
     match outcome {
-        Err(exception) => ensure_eq!((exception.vector, exception.cs & 3), (INVALID_OPCODE, 3)),
+        Err(exception) => ensure_undefined_in_user_mode(&exception),
         Ok(_) => fail!("user mode made a VTL return"),
     }
-    Ok(())
 }
 
 fn refused_return_stays_in_the_vtl() -> Outcome {
