@@ -76,11 +76,11 @@ impl Host {
         let text = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap_or_default();
         let kvm = Kvm::new_with_path(text).map_err(|error| explain(path, error))?;
         let host = Self { kvm };
-        host.check()?;
+        host.require()?;
         Ok(host)
     }
 
-    fn check(&self) -> Result<(), HostError> {
+    fn require(&self) -> Result<(), HostError> {
         if self.kvm.get_api_version() != API_VERSION {
             return Err(HostError::Lacks("version 12 of its interface"));
         }

@@ -15,6 +15,7 @@
 //! ([`engine::Capabilities::hypercall_port`]), because VMCALL is answered by the kernel.
 #![warn(missing_docs)]
 
+pub mod check;
 mod clock;
 mod cpuid;
 mod host;

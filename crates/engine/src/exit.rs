@@ -59,7 +59,7 @@ pub enum Exit {
         value: u64,
     },
     /// MOV to CR8. The new priority is in [`SystemRegisters::cr8`](crate::registers::SystemRegisters::cr8) and the
-    /// instruction has finished.
+    /// instruction has finished. Engines need not tell of one that raises the priority: nothing becomes due by it.
     TaskPriority,
     /// The effective access of a page forbade an access, or an instruction was fetched where there is neither RAM nor an
     /// overlay. The instruction, or the delivery of the pending event, starts again at the next run.

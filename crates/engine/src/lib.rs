@@ -247,6 +247,11 @@ pub trait Vcpu: Send {
         self.shared_mut().clone_from(from.shared());
     }
 
+    /// CR8, which is the local APIC's task priority. Rules ask for it after every exit.
+    fn task_priority(&self) -> u64 {
+        self.system().cr8
+    }
+
     /// Queues an event, delivered before the next instruction. Replaces an event that is queued already.
     fn inject(&mut self, event: Event);
 

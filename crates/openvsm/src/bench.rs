@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use machine::Outcome;
 use serde::Serialize;
 
-use crate::cli::Bench;
+use crate::cli::{Bench, EngineName};
 use crate::failure::{self, Failure};
 use crate::transcript::{self, End, What};
-use crate::{Status, images, table};
+use crate::{Status, engines, images, table};
 
 /// The report, as `--json` prints it.
 #[derive(Debug, Serialize)]
@@ -81,7 +81,8 @@ fn compare(figures: Vec<Figure>, emulator: &[Figure]) -> Vec<Figure> {
 pub fn run(options: &Bench) -> Status {
     let mut figures = Vec::new();
     let mut trouble = Vec::new();
-    let end = transcript::run(images::BENCH, "", &options.platform, false, |_, told| {
+    let platform = engines::settled(&options.platform);
+    let end = transcript::run(images::BENCH, "", &platform, false, |_, told| {
         let What::Line(line) = told.what else { return };
         match parse_figure(&line) {
             Some(figure) => figures.push(figure),
@@ -105,8 +106,8 @@ pub fn run(options: &Bench) -> Status {
         Files::create().map_err(|error| Failure::host(format_args!("cannot write a temporary file: {error}")))?;
     let emulator = emulator_figures(&files);
     let mut figures = compare(figures, &emulator);
-    figures.push(start(&files)?);
-    let report = Report { host: host(), engine: options.platform.engine.as_str(), figures };
+    figures.push(start(&files, platform.engine)?);
+    let report = Report { host: host(), engine: platform.engine.as_str(), figures };
     let text =
         if options.json { serde_json::to_string(&report).map_err(Failure::host)? } else { report.lines().join("\n") };
     writeln!(io::stdout(), "{text}").map_err(Failure::host)?;
@@ -136,7 +137,7 @@ impl Report {
 }
 
 /// The host's processor, its number of CPUs and its kernel.
-fn host() -> String {
+pub fn host() -> String {
     let information = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = information.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
@@ -212,12 +213,12 @@ fn emulator_figures(files: &Files) -> Vec<Figure> {
 }
 
 /// The time from starting this program to the end of a guest of two instructions.
-fn start(files: &Files) -> Result<Figure, Failure> {
+fn start(files: &Files, engine: EngineName) -> Result<Figure, Failure> {
     const ROUNDS: usize = 15;
     let program = std::env::current_exe().map_err(Failure::host)?;
     let own = median(ROUNDS, || {
         let mut command = Command::new(&program);
-        command.args(["run", "--serial", "none", "--kernel"]).arg(files.tiny());
+        command.args(["run", "--engine", engine.as_str(), "--serial", "none", "--kernel"]).arg(files.tiny());
         command
     });
     let own = own.ok_or_else(|| Failure::host("this program cannot run itself"))?;

@@ -18,7 +18,7 @@ pub struct Cli {
 const EXIT_STATUS: &str = "\
 Exit status:
   0    the guest powered itself off; demo, conform, stress and bench: all went well
-  1    conform, stress: a check failed; demo: the story did not end as it must
+  1    conform, stress: a check failed; demo: the story did not end as it must; check: KVM cannot be used
   2    bad input: an option's value or a file cannot be used; nothing was done
   4    the host or the engine failed
   6    the guest died: triple fault, jump to where there is no memory, or HLT for ever with interrupts off
@@ -36,6 +36,8 @@ pub enum Command {
     Conform(Conform),
     /// Repeat the checks until one fails, on different numbers of processors
     Stress(Stress),
+    /// See what this host can do, and what to do about what it cannot
+    Check(Check),
     /// Measure VTL switches, protection changes, intercepts and the processor's speed
     Bench(Bench),
     /// Look at a trace that `run --trace` wrote
@@ -47,7 +49,11 @@ pub enum Command {
 #[derive(Debug, Clone, Args)]
 pub struct Platform {
     /// What runs the processors
-    #[arg(long, value_name = "NAME", default_value = "soft", value_parser = parse_engine)]
+    ///
+    /// `soft` is a software processor that runs everywhere and enforces every protection. `kvm` is the host's own
+    /// virtualization; it cannot forbid the execution of pages that can be read. `auto` takes kvm if it works on this
+    /// host (see `openvsm check`) and can do what the other options ask for.
+    #[arg(long, value_name = "auto|soft|kvm", default_value = "auto", value_parser = parse_engine)]
     pub engine: EngineName,
     /// Number of virtual processors, 1 to 64
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -73,6 +79,8 @@ pub struct Platform {
 /// An engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EngineName {
+    /// KVM where it does all that is asked for, else the software processor.
+    Auto,
     /// The software processor.
     Soft,
     /// The host's KVM.
@@ -83,6 +91,7 @@ impl EngineName {
     /// The name that users know it by.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Auto => "auto",
             Self::Soft => "soft",
             Self::Kvm => "kvm",
         }
@@ -91,9 +100,10 @@ impl EngineName {
 
 fn parse_engine(name: &str) -> Result<EngineName, &'static str> {
     match name {
+        "auto" => Ok(EngineName::Auto),
         "soft" => Ok(EngineName::Soft),
         "kvm" => Ok(EngineName::Kvm),
-        _ => Err("there is no such engine; choose soft or kvm"),
+        _ => Err("there is no such engine; choose auto, soft or kvm"),
     }
 }
 
@@ -313,6 +323,14 @@ soft, once more deterministically, with the number of the round as the seed. The
 that is silent for two minutes, ends it: the failures and the command that repeats the run are printed, and for a run
 that hung where its processors were.
 ";
+
+/// `openvsm check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// `openvsm bench`.
 #[derive(Debug, Args)]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::cli::{Conform, Platform};
 use crate::failure::{self, Failure};
 use crate::transcript::{self, End, What};
-use crate::{Status, images, table};
+use crate::{Status, engines, images, table};
 
 /// Exit status of a suite in which a check failed.
 pub const CHECKS_FAILED: u8 = 1;
@@ -211,7 +211,7 @@ impl Suite {
 
 /// Runs the suite and prints the report.
 pub fn run(options: &Conform) -> Status {
-    let suite = Suite::run(&options.platform)?;
+    let suite = Suite::run(&engines::settled(&options.platform))?;
     let report = &suite.report;
     let text =
         if options.json { serde_json::to_string(report).map_err(Failure::host)? } else { report.lines().join("\n") };

@@ -10,7 +10,7 @@ use crate::cli::Demo;
 use crate::failure::{self, Failure};
 use crate::narrator::Phrase;
 use crate::transcript::{self, End, Told, What};
-use crate::{Status, images};
+use crate::{Status, engines, images};
 
 /// Exit status of a story that did not end as it must.
 const STORY_FAILED: u8 = 1;
@@ -21,7 +21,8 @@ const PASSED: &str = "demo passed";
 pub fn run(options: &Demo) -> Status {
     let mut passed = false;
     let mut output = Ok(());
-    let end = transcript::run(images::DEMO, "", &options.platform, true, |clock, told| {
+    let platform = engines::settled(&options.platform);
+    let end = transcript::run(images::DEMO, "", &platform, true, |clock, told| {
         passed |= told.what == What::Line(PASSED.into());
         if let (Some(line), Ok(())) = (line(clock, &told), &output) {
             output = writeln!(io::stdout(), "{line}");

@@ -8,8 +8,41 @@ use engine_kvm::{KvmEngine, TscClock};
 use engine_soft::SoftEngine;
 use machine::{HostClock, Schedule};
 
-use crate::cli::EngineName;
+use crate::cli::{EngineName, Platform, VsmOption};
 use crate::failure::Failure;
+
+/// The options with an engine chosen in place of `auto`; says in one line which.
+pub fn settled(platform: &Platform) -> Platform {
+    let mut platform = platform.clone();
+    if platform.engine != EngineName::Auto {
+        return platform;
+    }
+    let asks_for_execute = platform.vsm.contains(&VsmOption::ModeBasedExecute(true));
+    let trouble = match platform.deterministic {
+        Some(_) => Some("--deterministic needs it".to_owned()),
+        None if asks_for_execute => Some("mode-based execute control needs it".to_owned()),
+        None => kvm_trouble(),
+    };
+    platform.engine = match trouble {
+        Some(reason) => {
+            eprintln!("openvsm: engine soft: {reason}");
+            EngineName::Soft
+        }
+        None => {
+            eprintln!("openvsm: engine kvm");
+            EngineName::Kvm
+        }
+    };
+    platform
+}
+
+/// Why KVM should not be used on this host; `None` if it should.
+pub fn kvm_trouble() -> Option<String> {
+    match engine_kvm::Host::open() {
+        Ok(host) => Arc::new(host).trouble(),
+        Err(error) => Some(error.to_string()),
+    }
+}
 
 /// A kind of engine that is ready to be used.
 pub enum Maker {
@@ -26,7 +59,7 @@ impl Maker {
     /// If this host cannot run it.
     pub fn new(name: EngineName) -> Result<Self, Failure> {
         Ok(match name {
-            EngineName::Soft => Self::Soft,
+            EngineName::Auto | EngineName::Soft => Self::Soft,
             EngineName::Kvm => {
                 let unusable = |error: &dyn std::fmt::Display| Failure::host(format_args!("--engine kvm: {error}"));
                 let host = engine_kvm::Host::open().map_err(|error| unusable(&error))?;

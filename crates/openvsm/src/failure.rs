@@ -126,7 +126,7 @@ mod tests {
         let memory = problem(&["run", "--kernel", "x", "--memory", "7"]);
         assert!(memory.contains("--memory") && memory.contains("give a size such as 64M"), "{memory}");
         let engine = problem(&["demo", "--engine", "warp"]);
-        assert!(engine.contains("--engine") && engine.contains("choose soft"), "{engine}");
+        assert!(engine.contains("--engine") && engine.contains("choose auto, soft or kvm"), "{engine}");
         let unknown = problem(&["run", "--kernal", "x"]);
         assert!(unknown.contains("--kernal") && unknown.contains("'--kernel'"), "{unknown}");
         assert!(problem(&["conform", "--cpus", "0"]).contains("--cpus"));

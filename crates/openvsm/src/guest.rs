@@ -11,7 +11,7 @@ use machine::{Config, Machine, Schedule};
 use vsm::{Crash, Observation, Observer};
 
 use crate::cli::{Platform, VsmOption};
-use crate::engines::Maker;
+use crate::engines::{self, Maker};
 use crate::failure::Failure;
 
 /// A guest that fits into its memory.
@@ -58,6 +58,7 @@ impl Host {
     /// # Errors
     /// If this host cannot run the engine.
     pub fn new(platform: &Platform, exit_port: Option<u16>) -> Result<Self, Failure> {
+        let platform = engines::settled(platform);
         let mut rules = vsm::Config { vps: platform.cpus, ..vsm::Config::default() };
         for option in &platform.vsm {
             match *option {

@@ -1,6 +1,7 @@
 //! `openvsm`: runs guests that use Hyper-V Virtual Secure Mode on an ordinary Linux host.
 
 mod bench;
+mod check;
 mod cli;
 mod conform;
 mod console;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(options),
         Command::Conform(options) => conform::run(options),
         Command::Stress(options) => stress::run(options),
+        Command::Check(options) => check::run(options),
         Command::Bench(options) => bench::run(options),
         Command::Trace(Trace::Summary { file }) => trace::summarize(file),
     });

@@ -43,7 +43,7 @@ fn tell(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
 fn platforms(options: &Stress, round: u32) -> impl Iterator<Item = Platform> {
     let seeds = match options.engine {
         EngineName::Soft => [Some(None), Some(Some(round.into()))],
-        EngineName::Kvm => [Some(None), None],
+        EngineName::Auto | EngineName::Kvm => [Some(None), None],
     };
     let runs = options.cpus.iter().flat_map(move |&cpus| seeds.into_iter().flatten().map(move |seed| (cpus, seed)));
     runs.map(|(cpus, deterministic)| Platform {
@@ -58,7 +58,8 @@ fn platforms(options: &Stress, round: u32) -> impl Iterator<Item = Platform> {
 /// The command that repeats a run.
 fn command(platform: &Platform) -> String {
     let seed = platform.deterministic.map(|seed| format!(" --deterministic={seed}"));
-    format!("openvsm conform --cpus {}{}", platform.cpus, seed.unwrap_or_default())
+    let engine = platform.engine.as_str();
+    format!("openvsm conform --engine {engine} --cpus {}{}", platform.cpus, seed.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -81,7 +82,7 @@ mod tests {
         assert_eq!(options.times, 50);
         let commands: Vec<_> = platforms(&options, 7).map(|platform| command(&platform)).collect();
         let expected = ["1", "1 --deterministic=7", "2", "2 --deterministic=7", "4", "4 --deterministic=7"];
-        assert_eq!(commands, expected.map(|cpus| format!("openvsm conform --cpus {cpus}")));
+        assert_eq!(commands, expected.map(|cpus| format!("openvsm conform --engine soft --cpus {cpus}")));
     }
 
     #[test]

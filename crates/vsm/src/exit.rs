@@ -60,6 +60,8 @@ impl Vp {
     }
 
     fn handle(&mut self, exit: Exit, other: Option<&mut Self>, now: u64) -> Result<Disposition, Error> {
+        // The guest may have changed the priority without an exit.
+        self.active_mut().take_task_priority();
         match exit {
             Exit::Hypercall { length } => return self.hypercall(length, other, now),
             Exit::IoWrite { port, .. } if self.enters_by_port(port, other.is_some()) => {

@@ -85,14 +85,14 @@ impl VtlState {
     /// CR8 and the task priority register are one: after a change of the register.
     pub(crate) fn show_task_priority(&mut self) {
         let priority = self.apic.cr8().into();
-        if self.vcpu.system().cr8 != priority {
+        if self.vcpu.task_priority() != priority {
             self.vcpu.system_mut().cr8 = priority;
         }
     }
 
     /// The same after a change of CR8.
     pub(crate) fn take_task_priority(&mut self) {
-        let priority = self.vcpu.system().cr8 as u8 & 0xF;
+        let priority = self.vcpu.task_priority() as u8 & 0xF;
         if self.apic.cr8() != priority {
             self.apic.set_cr8(priority);
         }

@@ -83,7 +83,11 @@ impl KvmVcpu {
                 self.armed = None;
                 Some(Exit::Interrupted)
             }
-            Stop::Refused | Stop::Unexecutable => self.interpret(),
+            Stop::Refused => self.interpret(),
+            Stop::Unexecutable => {
+                self.unexecutable += 1;
+                self.interpret()
+            }
             Stop::Withheld(access) => self.withheld(access)?,
         };
         if !refused || exit.is_some() {

@@ -47,6 +47,8 @@ pub(crate) struct KvmVcpu {
     instruction_limit: Option<u64>,
     /// Accesses in a row that the host refused and the VTL's rights did not.
     refused: u32,
+    /// Instructions that KVM could not execute.
+    unexecutable: u64,
     /// What went wrong where no error can be returned; the next run returns it.
     failure: Option<EngineError>,
     clock: TscClock,
@@ -71,6 +73,7 @@ impl KvmVcpu {
             armed: None,
             instruction_limit: None,
             refused: 0,
+            unexecutable: 0,
             failure: None,
             clock,
             space,
@@ -78,6 +81,11 @@ impl KvmVcpu {
         vcpu.state.begin_synchronizing(&mut vcpu.fd);
         vcpu.set_tsc_offset(0);
         vcpu.failure.take().map_or(Ok(vcpu), Err)
+    }
+
+    /// How many instructions KVM could not execute so far.
+    pub(crate) fn unexecutable(&self) -> u64 {
+        self.unexecutable
     }
 
     /// Keeps what went wrong for the next run.
@@ -96,12 +104,12 @@ impl KvmVcpu {
         let now = self.clock.tsc();
         let limit = self.instruction_limit.map(|instructions| now.saturating_add(instructions));
         let Some(until) = self.deadline.into_iter().chain(limit).min() else { return Ok(()) };
-        if self.armed != Some(until) {
-            let ticks = until.saturating_sub(now);
+        let ticks = until.saturating_sub(now);
+        // One that has fired already may have done so outside the guest.
+        if self.armed != Some(until) || ticks == 0 {
             let nanoseconds = u128::from(ticks) * 1_000_000_000 / u128::from(self.clock.tsc_frequency().max(1));
             self.timer.arm(Duration::from_nanos(nanoseconds.min(u64::MAX.into()) as u64))?;
-            // One that has fired is set again.
-            self.armed = (ticks != 0).then_some(until);
+            self.armed = Some(until);
         }
         Ok(())
     }
@@ -142,6 +150,10 @@ impl Vcpu for KvmVcpu {
 
     fn shared_mut(&mut self) -> &mut SharedRegisters {
         self.state.shared_mut(&self.fd)
+    }
+
+    fn task_priority(&self) -> u64 {
+        self.state.task_priority()
     }
 
     fn inject(&mut self, event: Event) {

@@ -158,6 +158,11 @@ impl State {
         self.shared.get_mut().expect("just made")
     }
 
+    /// CR8, known without asking KVM.
+    pub(super) fn task_priority(&self) -> u64 {
+        self.system.get().map_or(self.sregs.cr8, |system| system.cr8)
+    }
+
     fn debug(&self, fd: &VcpuFd) -> &kvm_debugregs {
         self.debug.get_or_init(|| self.or_note(fd.get_debug_regs(), |debug| debug))
     }
