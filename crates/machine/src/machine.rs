@@ -25,7 +25,7 @@ use crate::devices::{
     SerialInput, SerialOutput, SerialPort,
 };
 use crate::load::Layout;
-use crate::memory_map::MemoryMap;
+use crate::memory_map::{DEVICE_HOLE, MemoryMap};
 use crate::slot::Slot;
 use crate::vp_thread::VpThread;
 
@@ -132,6 +132,7 @@ impl Machine {
         for index in 0..vps {
             let mut vp = partition.create_vp(index)?;
             vp.set_cpuid(&cpuid::leaves(&processor, &partition.cpuid(), platform, index));
+            vp.set_up_memory_types(&DEVICE_HOLE);
             if index == 0
                 && let Some(vcpu) = vp.vcpu_mut(Vtl::ZERO)
             {

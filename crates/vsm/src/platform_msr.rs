@@ -2,6 +2,10 @@
 //! identification (SDM Vol. 4). A VP has them once: TLFS 15.11.2.1 shares MTRRs, MCG_CAP and MCG_STATUS between VTLs,
 //! and the TSC is one for all.
 
+use std::ops::Range;
+
+use crate::Vp;
+
 /// Memory types that an MTRR can hold (SDM Vol. 3A 13.11.1).
 const MEMORY_TYPES: [u8; 5] = [0, 1, 4, 5, 6];
 /// Number of variable-range MTRRs.
@@ -33,6 +37,15 @@ pub(crate) const MISC_ENABLE_VALUE: u64 = 1 | 1 << 11 | 1 << 12;
 const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | 1 << 7 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34;
 /// A revision that is not zero, in the upper half, as IA32_BIOS_SIGN_ID tells it.
 const MICROCODE_REVISION_VALUE: u64 = 1 << 32;
+
+/// The place in [`FIXED`] of the range 0xA0000 to 0xBFFFF.
+const DISPLAY: usize = 2;
+const WRITE_BACK: u64 = 6;
+const ALL_WRITE_BACK: u64 = 0x0606_0606_0606_0606;
+// In IA32_MTRR_DEF_TYPE, and in IA32_MTRR_PHYSMASKn.
+const FIXED_RANGES_ENABLED: u64 = 1 << 10;
+const MTRRS_ENABLED: u64 = 1 << 11;
+const RANGE_VALID: u64 = 1 << 11;
 
 /// The registers' values.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,9 +138,29 @@ impl PlatformMsrs {
         Some(())
     }
 
+    /// Sets up the MTRRs as firmware does: all is cached (write-back) but the display's memory and `uncached`, which is
+    /// as large as a power of two and lies at a multiple of that.
+    fn set_up_memory_types(&mut self, uncached: &Range<u64>, physical_address_bits: u8) {
+        let size = uncached.end - uncached.start;
+        let reach = 1u64.checked_shl(physical_address_bits.into()).unwrap_or(0).wrapping_sub(1);
+        self.variable[..2].copy_from_slice(&[uncached.start, reach & !(size - 1) | RANGE_VALID]);
+        self.fixed = [ALL_WRITE_BACK; FIXED.len()];
+        self.fixed[DISPLAY] = 0;
+        self.default_type = WRITE_BACK | FIXED_RANGES_ENABLED | MTRRS_ENABLED;
+    }
+
     fn move_tsc(&mut self, ticks: u64) {
         self.tsc_offset = self.tsc_offset.wrapping_add(ticks);
         self.tsc_adjust = self.tsc_adjust.wrapping_add(ticks);
+    }
+}
+
+impl Vp {
+    /// Sets up the MTRRs as firmware does on every processor: all is cached but the display's memory and `uncached`, which
+    /// is as large as a power of two and lies at a multiple of that.
+    pub fn set_up_memory_types(&mut self, uncached: &Range<u64>) {
+        let bits = self.partition.physical_address_bits();
+        self.platform.set_up_memory_types(uncached, bits);
     }
 }
 
@@ -176,6 +209,16 @@ mod tests {
         assert_eq!(msrs.write(0x26F, 0x0606_0505_0404_0100, 0, 46), Some(()));
         assert_eq!(msrs.write(MTRR_DEFAULT, 0xC06, 0, 46), Some(()));
         assert_eq!(msrs.write(0x201, 1 << 11, 0, 64), Some(()));
+    }
+
+    #[test]
+    fn firmware_leaves_device_memory_uncached() {
+        let mut msrs = PlatformMsrs::default();
+        msrs.set_up_memory_types(&(0xC000_0000..0x1_0000_0000), 46);
+        assert_eq!((msrs.read(0x200, 0), msrs.read(0x201, 0)), (Some(0xC000_0000), Some(0x3FFF_C000_0800)));
+        assert_eq!(msrs.read(0x203, 0), Some(0));
+        assert_eq!((msrs.read(0x258, 0), msrs.read(0x259, 0)), (Some(ALL_WRITE_BACK), Some(0)));
+        assert_eq!(msrs.read(MTRR_DEFAULT, 0), Some(0xC06));
     }
 
     #[test]
