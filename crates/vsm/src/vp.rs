@@ -189,7 +189,12 @@ impl Vp {
 
     /// The states of all VTLs that are enabled.
     pub(crate) fn states(&self) -> impl Iterator<Item = &VtlState> {
-        self.vtls.iter().filter_map(Option::as_deref)
+        self.vtls[..self.used()].iter().filter_map(Option::as_deref)
+    }
+
+    /// The states of VTLs that are enabled are among the first so many.
+    fn used(&self) -> usize {
+        self.enabled.highest().map_or(0, |vtl| vtl.index() + 1)
     }
 
     pub(crate) fn active(&self) -> &VtlState {
@@ -212,7 +217,8 @@ impl Vp {
 
     /// The states of all VTLs that are enabled together with the partition.
     pub(crate) fn states_in_partition(&mut self) -> (impl Iterator<Item = &mut VtlState>, &Partition) {
-        (self.vtls.iter_mut().filter_map(Option::as_deref_mut), &self.partition)
+        let used = self.used();
+        (self.vtls[..used].iter_mut().filter_map(Option::as_deref_mut), &self.partition)
     }
 
     /// Makes an enabled VTL the active one.
