@@ -3,6 +3,7 @@
 //! rules are measured.
 
 use std::hint::black_box;
+use std::ops::Range;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
@@ -11,6 +12,7 @@ use engine::{Event, Exit};
 use tlfs::msr::{self, StimerConfig};
 use vsm::{Bare, Config, Entry, Partition, Vp, Vtl};
 
+const RAM: Range<u64> = 0..1 << 20;
 const SIMP: u64 = 0x1000;
 const VECTOR: u8 = 0xED;
 /// SVR and EOI of the local APIC in x2APIC mode, and its base.
@@ -22,10 +24,9 @@ const UNIT: u64 = 100;
 
 /// A VP in VTL0 whose timer 0 is configured, that takes interrupts.
 fn vp(config: StimerConfig) -> Vp {
-    let engine = Arc::new(FakeEngine::new(&[0..1 << 20]));
-    let config_of_guest = Config { ram: vec![0..1 << 20], ..Config::default() };
-    let partition =
-        Partition::new(config_of_guest, engine, UNIT * 10_000_000, Arc::new(Bare), None).expect("a partition");
+    let engine = Arc::new(FakeEngine::new(&[RAM]));
+    let rules = Config { ram: vec![RAM], ..Config::default() };
+    let partition = Partition::new(rules, engine, UNIT * 10_000_000, Arc::new(Bare), None).expect("a partition");
     let mut vp = partition.create_vp(0).expect("a VP");
     for (index, value) in [
         (APIC_BASE, 0xFEE0_0D00),
