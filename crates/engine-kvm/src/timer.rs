@@ -11,7 +11,7 @@ use crate::kick::{signal, thread_id};
 use crate::ram::host_error;
 
 /// The shortest time that a deadline leaves to the guest, so that it always makes some progress.
-const SHORTEST: Duration = Duration::from_micros(20);
+const SHORTEST: Duration = Duration::from_micros(50);
 
 /// A timer of the thread that arms it.
 #[derive(Default)]

@@ -232,6 +232,11 @@ pub trait Vcpu: Send {
     fn system(&self) -> &SystemRegisters;
     /// As [`Self::system`], to be changed.
     fn system_mut(&mut self) -> &mut SystemRegisters;
+    /// As [`Self::system`], where the values of DR7 and of the model-specific registers but for IA32_EFER do not matter:
+    /// some engines have to ask the host for them.
+    fn mode_registers(&self) -> &SystemRegisters {
+        self.system()
+    }
     /// The shared registers except the general-purpose ones.
     fn shared(&self) -> &SharedRegisters;
     /// As [`Self::shared`], to be changed.

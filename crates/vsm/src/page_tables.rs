@@ -23,7 +23,7 @@ impl EntryMemory for SpaceEntries<'_> {
 
 /// A vCPU's registers that configure paging.
 pub(crate) fn control_registers(vcpu: &dyn Vcpu) -> ControlRegisters {
-    let system = vcpu.system();
+    let system = vcpu.mode_registers();
     ControlRegisters { cr0: system.cr0, cr3: system.cr3, cr4: system.cr4, efer: system.efer, pdptes: system.pdptes }
 }
 

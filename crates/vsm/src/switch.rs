@@ -48,7 +48,7 @@ impl Vp {
         higher.entered = false;
         let unlocks = higher.registers.release_tlb_locks();
         if !fast {
-            let long = higher.vcpu.system().long_code();
+            let long = higher.vcpu.mode_registers().long_code();
             assist_page::restore(higher.assist.page(), lower.vcpu.as_mut(), long);
         }
         if unlocks {
@@ -65,7 +65,7 @@ impl Vp {
         higher.intercept_pending = false;
         // An intercept arrives as a message, whose interrupt is the reason.
         let why = if reason == SwitchReason::Call { VtlEntryReason::VtlCall } else { VtlEntryReason::Interrupt };
-        let long = higher.vcpu.system().long_code();
+        let long = higher.vcpu.mode_registers().long_code();
         assist_page::enter(higher.assist.page(), lower.vcpu.as_ref(), long, why);
     }
 

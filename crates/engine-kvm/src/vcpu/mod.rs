@@ -11,7 +11,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::registers::{GeneralRegisters, SharedRegisters, SystemRegisters};
+use engine::registers::{GeneralRegisters, RSP, SharedRegisters, SystemRegisters};
 use engine::{Clock, Completion, CpuidLeaf, EngineError, Event, Exit, InstructionBytes, Kick, Vcpu};
 use kvm_ioctls::VcpuFd;
 
@@ -144,12 +144,24 @@ impl Vcpu for KvmVcpu {
         self.state.system_mut(&self.fd)
     }
 
+    fn mode_registers(&self) -> &SystemRegisters {
+        self.state.mode_registers(&self.fd)
+    }
+
     fn shared(&self) -> &SharedRegisters {
         self.state.shared(&self.fd)
     }
 
     fn shared_mut(&mut self) -> &mut SharedRegisters {
         self.state.shared_mut(&self.fd)
+    }
+
+    fn adopt_shared(&mut self, from: &dyn Vcpu) {
+        let general = self.state.general_mut();
+        let rsp = general.gpr[RSP];
+        general.gpr = from.general().gpr;
+        general.gpr[RSP] = rsp;
+        self.state.replace_shared(from.shared());
     }
 
     fn task_priority(&self) -> u64 {

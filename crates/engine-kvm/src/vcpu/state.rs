@@ -31,9 +31,13 @@ pub(super) struct State {
     general: GeneralRegisters,
     general_changed: bool,
     system: OnceCell<SystemRegisters>,
+    /// The part of the system registers that KVM tells at every exit.
+    modes: OnceCell<SystemRegisters>,
     system_changed: bool,
     shared: OnceCell<SharedRegisters>,
     shared_changed: bool,
+    /// Among those that changed are floating-point registers.
+    floating_changed: bool,
     /// What KVM holds of DR0 to DR3, DR6 and DR7: some of them are shared and one is not.
     debug: OnceCell<kvm_debugregs>,
     /// What KVM holds of the model-specific registers, in the order of [`MSRS`].
@@ -47,8 +51,8 @@ pub(super) struct State {
     event: Option<Event>,
     shadow: bool,
     events_changed: bool,
-    /// An area to fetch floating-point state into.
-    xsave: RefCell<Box<kvm_xsave>>,
+    /// An area to give floating-point state in.
+    xsave: Box<kvm_xsave>,
     /// What went wrong where no error can be returned.
     failure: RefCell<Option<EngineError>>,
 }
@@ -74,9 +78,11 @@ impl State {
             general: GeneralRegisters::default(),
             general_changed: true,
             system: OnceCell::new(),
+            modes: OnceCell::new(),
             system_changed: true,
             shared: OnceCell::new(),
             shared_changed: true,
+            floating_changed: true,
             debug: OnceCell::new(),
             msrs: OnceCell::new(),
             xcr0: OnceCell::new(),
@@ -85,7 +91,7 @@ impl State {
             event: None,
             shadow: false,
             events_changed: true,
-            xsave: RefCell::default(),
+            xsave: Box::default(),
             failure: RefCell::new(None),
         };
         state.reset();
@@ -98,6 +104,7 @@ impl State {
         self.system = SystemRegisters::default().into();
         self.shared = SharedRegisters::default().into();
         (self.general_changed, self.system_changed, self.shared_changed) = (true, true, true);
+        self.floating_changed = true;
         self.events = kvm_vcpu_events::default();
         (self.event, self.shadow, self.events_changed) = (None, false, true);
     }
@@ -118,17 +125,28 @@ impl State {
         &mut self.general
     }
 
-    pub(super) fn system(&self, fd: &VcpuFd) -> &SystemRegisters {
-        self.system.get_or_init(|| {
+    /// The system registers, as far as KVM tells them at every exit.
+    pub(super) fn mode_registers(&self, fd: &VcpuFd) -> &SystemRegisters {
+        if let Some(system) = self.system.get() {
+            return system;
+        }
+        self.modes.get_or_init(|| {
             let mut system = SystemRegisters::default();
             system_from_kvm(&self.sregs, &mut system);
+            if system.cr0 & CR0_PG != 0 && system.cr4 & CR4_PAE != 0 && system.efer & EFER_LMA == 0 {
+                system.pdptes = self.or_note(pdptes(fd), |pdptes| pdptes);
+            }
+            system
+        })
+    }
+
+    pub(super) fn system(&self, fd: &VcpuFd) -> &SystemRegisters {
+        self.system.get_or_init(|| {
+            let mut system = self.mode_registers(fd).clone();
             for ((_, place), value) in MSRS.iter().zip(self.msrs(fd)) {
                 *place(&mut system) = *value;
             }
             system.dr7 = self.debug(fd).dr7;
-            if system.cr0 & CR0_PG != 0 && system.cr4 & CR4_PAE != 0 && system.efer & EFER_LMA == 0 {
-                system.pdptes = self.or_note(pdptes(fd), |pdptes| pdptes);
-            }
             system
         })
     }
@@ -154,13 +172,29 @@ impl State {
 
     pub(super) fn shared_mut(&mut self, fd: &VcpuFd) -> &mut SharedRegisters {
         self.shared(fd);
-        self.shared_changed = true;
+        (self.shared_changed, self.floating_changed) = (true, true);
         self.shared.get_mut().expect("just made")
     }
 
     /// CR8, known without asking KVM.
     pub(super) fn task_priority(&self) -> u64 {
         self.system.get().map_or(self.sregs.cr8, |system| system.cr8)
+    }
+
+    /// Makes the shared registers those of another vCPU, without asking KVM for the old ones.
+    pub(super) fn replace_shared(&mut self, shared: &SharedRegisters) {
+        match self.shared.get_mut() {
+            Some(old) if old == shared => return,
+            Some(old) => {
+                self.floating_changed |= old.floating != shared.floating;
+                old.clone_from(shared);
+            }
+            None => {
+                self.floating_changed = true;
+                self.shared = shared.clone().into();
+            }
+        }
+        self.shared_changed = true;
     }
 
     fn debug(&self, fd: &VcpuFd) -> &kvm_debugregs {
@@ -246,6 +280,7 @@ impl State {
         self.event = events::pending(&self.events);
         self.shadow = events::shadow(&self.events);
         self.system.take();
+        self.modes.take();
         self.shared.take();
         self.debug.take();
         self.msrs.take();
@@ -272,19 +307,21 @@ impl State {
             dirty |= KVM_SYNC_X86_REGS;
         }
         if self.system_changed || self.shared_changed {
-            self.give_rest(fd)?;
-            (self.system_changed, self.shared_changed) = (false, false);
-            dirty |= KVM_SYNC_X86_SREGS;
+            if self.give_rest(fd)? {
+                dirty |= KVM_SYNC_X86_SREGS;
+            }
+            (self.system_changed, self.shared_changed, self.floating_changed) = (false, false, false);
         }
         fd.get_kvm_run().kvm_dirty_regs |= u64::from(dirty);
         Ok(())
     }
 
-    /// Gives KVM system and shared registers.
-    fn give_rest(&mut self, fd: &mut VcpuFd) -> Result<(), EngineError> {
+    /// Gives KVM system and shared registers. Says whether there are some among them that it takes when it runs.
+    fn give_rest(&mut self, fd: &mut VcpuFd) -> Result<bool, EngineError> {
         const WRITING: &str = "writing a vCPU's registers";
         let mut debug = *self.debug(fd);
         let old_debug = debug;
+        let mut told = self.system_changed;
         if self.system_changed
             && let Some(system) = self.system.get()
         {
@@ -310,26 +347,30 @@ impl State {
         if self.shared_changed
             && let Some(shared) = self.shared.get()
         {
+            told |= self.sregs.cr2 != shared.cr2;
             self.sregs.cr2 = shared.cr2;
             (debug.db, debug.dr6) = (shared.dr, shared.dr6);
             if self.xcr0.get() != Some(&shared.xcr0) {
                 fd.set_xcrs(&xcrs(shared.xcr0)).map_err(failed(WRITING))?;
                 self.xcr0 = shared.xcr0.into();
             }
-            let mut xsave = self.xsave.borrow_mut();
-            floating_to_kvm(&shared.floating, &mut xsave.region);
-            // SAFETY: without permission for larger components the area has the size of this type.
-            unsafe { fd.set_xsave(&xsave) }.map_err(failed(WRITING))?;
+            if self.floating_changed {
+                floating_to_kvm(&shared.floating, &mut self.xsave.region);
+                // SAFETY: without permission for larger components the area has the size of this type.
+                unsafe { fd.set_xsave(&self.xsave) }.map_err(failed(WRITING))?;
+            }
         }
         if debug != old_debug {
             fd.set_debug_regs(&debug).map_err(failed(WRITING))?;
             self.debug = debug.into();
         }
-        // What is pending is told with the events.
-        self.sregs.interrupt_bitmap = [0; 4];
-        run_page::registers(fd.get_kvm_run()).sregs = self.sregs;
-        fd.get_kvm_run().cr8 = self.sregs.cr8;
-        Ok(())
+        if told {
+            // What is pending is told with the events.
+            self.sregs.interrupt_bitmap = [0; 4];
+            run_page::registers(fd.get_kvm_run()).sregs = self.sregs;
+            fd.get_kvm_run().cr8 = self.sregs.cr8;
+        }
+        Ok(told)
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) type Block = [u8; XMM_FAST_BYTES];
 
 impl Convention {
     pub(super) fn of(vcpu: &dyn Vcpu) -> Self {
-        if vcpu.system().long_code() { Self::Long } else { Self::Legacy }
+        if vcpu.mode_registers().long_code() { Self::Long } else { Self::Legacy }
     }
 
     /// The hypercall input value, or the control input of a VTL switch (TLFS 15.6.1).
@@ -43,7 +43,7 @@ impl Convention {
     ) -> Option<SwitchRequest> {
         let long = self == Self::Long;
         let word = self.control(vcpu);
-        let (general, system) = (vcpu.general(), vcpu.system());
+        let (general, system) = (vcpu.general(), vcpu.mode_registers());
         let linear = general.rip.wrapping_add(system.segments[CS].base);
         if let Some((switch, start)) = code_page::switch_at((linear % PAGE_SIZE) as u16, long)
             && let control = code_page::unmark(word, long)

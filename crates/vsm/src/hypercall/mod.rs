@@ -216,7 +216,7 @@ impl Vp {
         let enabled = self.partition.hypercalls_enabled(vtl);
         let state = self.active_mut();
         let vcpu = state.vcpu.as_mut();
-        let system = vcpu.system();
+        let system = vcpu.mode_registers();
         // TLFS 3.5, 3.13.
         if !enabled || !system.protected_mode() || system.cpl() != 0 {
             vcpu.inject(INVALID_OPCODE);
@@ -319,7 +319,7 @@ impl Vp {
 
 /// Moves RIP behind the instruction.
 fn advance(vcpu: &mut dyn engine::Vcpu, length: u8) {
-    let long = vcpu.system().long_code();
+    let long = vcpu.mode_registers().long_code();
     let general = vcpu.general_mut();
     let next = general.rip.wrapping_add(length.into());
     general.rip = if long { next } else { next & 0xFFFF_FFFF };

@@ -20,7 +20,7 @@ impl Vp {
         let state = self.active();
         let finished = if again { 0 } else { u64::from(PORT_ENTRY_BYTES) };
         let start = state.vcpu.general().rip.wrapping_sub(finished);
-        let linear = start.wrapping_add(state.vcpu.system().segments[CS].base);
+        let linear = start.wrapping_add(state.vcpu.mode_registers().segments[CS].base);
         if !code_page::is_entry((linear % PAGE_SIZE) as u16) || !self.is_hypercall_page(state, linear) {
             return false;
         }

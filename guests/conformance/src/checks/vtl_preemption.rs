@@ -128,7 +128,7 @@ fn churn(rounds: u64) -> [u64; 3] {
 fn preemption_leaves_the_registers_of_vtl0_as_they_were() -> Outcome {
     const ROUNDS: u64 = 20_000;
     let expected = churn(ROUNDS);
-    in_vtl1(|| Timer(0).start(Timer::DIRECT.with_periodic(true), MILLISECOND / 10))?;
+    in_vtl1(|| Timer(0).start(Timer::DIRECT.with_periodic(true), MILLISECOND))?;
     let mut found = expected;
     let came = time::wait_until(|| {
         found = churn(ROUNDS);
