@@ -8,11 +8,12 @@ use crate::PmTimer;
 const TIMER: u16 = 1 << 0;
 /// The power button was pressed (PWRBTN_STS, PWRBTN_EN).
 const POWER_BUTTON: u16 = 1 << 8;
-/// What can happen. The FADT must say that there is no fixed sleep button and no fixed alarm of the clock.
-const EVENTS: u16 = TIMER | POWER_BUTTON;
-/// What can be enabled besides, although it never happens: the global lock's release, of which firmware would tell
-/// (GBL_EN), and the clock's alarm (RTC_EN), which Linux enables whatever the FADT says.
-const ENABLES: u16 = EVENTS | 1 << 5 | 1 << 10;
+/// The real-time clock's alarm interrupted (RTC_STS, RTC_EN).
+const ALARM: u16 = 1 << 10;
+/// What can happen. The FADT must say that there is no fixed sleep button.
+const EVENTS: u16 = TIMER | POWER_BUTTON | ALARM;
+/// What can be enabled besides: the global lock's release, of which firmware would tell (GBL_EN).
+const ENABLES: u16 = EVENTS | 1 << 5;
 
 /// The PM1 event block: the status register, and behind it the enable register, each two bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +44,17 @@ impl PmEvents {
     /// Somebody presses the power button.
     pub const fn press_power_button(&mut self) {
         self.status |= POWER_BUTTON;
+    }
+
+    /// The real-time clock's alarm interrupts.
+    pub const fn ring_alarm(&mut self) {
+        self.status |= ALARM;
+    }
+
+    /// Whether the alarm would interrupt here too.
+    #[must_use]
+    pub const fn hears_alarm(&self) -> bool {
+        self.enable & ALARM != 0
     }
 
     /// Whether pressing the power button would interrupt.
@@ -116,6 +128,16 @@ mod tests {
         assert!(events.interrupt());
         events.write(1, 1, 0);
         assert!(!events.interrupt());
+    }
+
+    #[test]
+    fn the_alarm_interrupts_when_enabled() {
+        let mut events = events();
+        assert!(!events.hears_alarm());
+        events.write(3, 4, 0);
+        assert!(events.hears_alarm() && !events.interrupt());
+        events.ring_alarm();
+        assert!(events.interrupt());
     }
 
     #[test]

@@ -185,6 +185,12 @@ impl Rtc {
         self.get(register::C) & self.get(register::B) & (PERIODIC | ALARM | UPDATE) != 0
     }
 
+    /// Whether the alarm is a reason for that.
+    #[must_use]
+    pub const fn alarm(&self) -> bool {
+        self.get(register::C) & self.get(register::B) & ALARM != 0
+    }
+
     /// When to call [`Self::advance`] next for the sake of an interrupt, in ticks of the TSC.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {

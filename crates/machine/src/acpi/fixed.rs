@@ -55,7 +55,6 @@ pub(super) fn table(firmware_control: u32, differentiated: u32) -> FADT {
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
         .flag(Flags::SlpButton)
-        .flag(Flags::FixRtc)
         .flag(Flags::TmrValExt)
         .flag(Flags::ResetRegSup);
     table.firmware_ctrl = firmware_control.into();

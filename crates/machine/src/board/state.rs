@@ -17,6 +17,8 @@ pub(super) struct State {
     pit: Pit,
     rtc: Rtc,
     events: PmEvents,
+    /// The clock's alarm rings, which was passed on.
+    alarm: bool,
     /// When a timer does something next, whether or not anybody notices.
     due: Option<u64>,
 }
@@ -32,6 +34,7 @@ impl State {
             pit: Pit::new(frequency),
             rtc,
             events: PmEvents::new(frequency),
+            alarm: false,
             due: None,
         }
     }
@@ -50,23 +53,28 @@ impl State {
         }
         self.rtc.advance(now);
         self.set_line(line::CLOCK, self.rtc.interrupt());
+        if self.rtc.alarm() && !self.alarm {
+            self.events.ring_alarm();
+        }
+        self.alarm = self.rtc.alarm();
         self.events.advance(now);
         self.set_line(line::POWER, self.events.interrupt());
-        self.due = self.deadlines().into_iter().filter_map(|(_, deadline)| deadline).min();
+        self.due = self.deadlines(|_| true);
     }
 
-    fn deadlines(&self) -> [(u8, Option<u64>); 3] {
-        [
-            (line::TIMER, self.pit.next_deadline()),
-            (line::CLOCK, self.rtc.next_deadline()),
-            (line::POWER, self.events.next_deadline()),
-        ]
+    /// The first thing that a timer does of those that reach a line of which `heard` is true.
+    fn deadlines(&self, heard: impl Fn(u8) -> bool) -> Option<u64> {
+        let alarm_heard = || self.events.hears_alarm() && heard(line::POWER);
+        let timer = self.pit.next_deadline().filter(|_| heard(line::TIMER));
+        let clock = self.rtc.next_deadline().filter(|_| heard(line::CLOCK) || alarm_heard());
+        let events = self.events.next_deadline().filter(|_| heard(line::POWER));
+        [timer, clock, events].into_iter().flatten().min()
     }
 
     /// When to call [`Self::advance`] next for the sake of an interrupt that somebody notices.
     pub(super) fn deadline(&self) -> Option<u64> {
         self.due?;
-        self.deadlines().into_iter().filter_map(|(line, deadline)| deadline.filter(|_| self.hears(line))).min()
+        self.deadlines(|line| self.hears(line))
     }
 
     /// Sets the level of an ISA line.

@@ -162,6 +162,27 @@ fn the_clock_interrupts_until_it_is_asked_why() {
 }
 
 #[test]
+fn the_clocks_alarm_is_an_acpi_event_too() {
+    const LEVEL: u64 = 1 << 15;
+    let mut pc = Pc::new();
+    pc.initialize_pic(0xFFFF);
+    // Every second is an alarm.
+    for (register, value) in [(1, 0xFF), (3, 0xFF), (5, 0xFF), (0x0B, 0x22)] {
+        pc.write(0x70, register);
+        pc.write(0x71, value);
+    }
+    assert_eq!(pc.board.advance(), None);
+    pc.set_redirection(9, LEVEL | 0x49);
+    assert_eq!(pc.board.advance(), None);
+    pc.write(0x603, 4);
+    let second = pc.board.advance().unwrap();
+    pc.clock.advance_to(second);
+    pc.board.advance();
+    assert_eq!(pc.taken(), Some(0x49));
+    assert_eq!(pc.read(0x601), 4);
+}
+
+#[test]
 fn the_power_button_is_a_level_until_it_is_acknowledged() {
     const LEVEL: u64 = 1 << 15;
     let mut pc = Pc::new();
