@@ -293,3 +293,16 @@ fn nobody_executes_with_what_was_flushed() {
         scope.spawn(|| run(1));
     });
 }
+
+#[test]
+fn a_flush_is_of_the_callers_vtl() {
+    let mut guest = guest_with_vtl1_on_vp_1();
+    flushed(&mut guest, 1);
+    assert_eq!(space(&mut guest, 1, flags(1), 0), HvStatus::Success);
+    let vcpu = guest.vcpu(1).as_any_mut().downcast_mut::<FakeVcpu>().expect("a fake");
+    assert_eq!(vcpu.take_flushes(), [None]);
+    assert!(flushed(&mut guest, 1).is_empty(), "VTL0 keeps what it has");
+    // VP 0 has no VTL1, and nothing to flush.
+    assert!(guest.enter(1) && guest.enter(0));
+    assert!(flushed(&mut guest, 0).is_empty());
+}
