@@ -80,8 +80,10 @@ impl Vp {
         let sole = self.enabled_vtls() == VtlSet::EMPTY.with(vtl);
         if let Some(state) = self.state_mut(vtl) {
             let before = std::mem::replace(&mut state.activity, activity);
-            if before == Activity::StartUp || sole {
-                self.started = activity != Activity::StartUp;
+            let waits = activity == Activity::StartUp;
+            // Where there are other VTLs, they may have been started and run on.
+            if sole || before == Activity::StartUp && !waits {
+                self.started = !waits;
             }
         }
     }

@@ -169,6 +169,8 @@ fn vtl0_waits_after_its_vp_was_started_in_a_higher_vtl() {
     guest.vtl_return(1, true);
     assert!(!guest.enter(1) && guest.active(1) == 0);
     assert_eq!(activity(&guest, 1), InternalActivityState::new().with_startup_suspend(true));
+    let again = (RegisterName::InternalActivityState, 1_u64.into());
+    guest.vps[1].restore_registers(Vtl::ZERO, &[again], 0).expect("it waits already");
     // VTL1 still gets its interrupts, and starts VTL0.
     guest.partition.signal_vp(1, vtl(1), Signal::Interrupt(Interrupt::fixed(0x50)));
     assert!(guest.enter(1) && guest.active(1) == 1);
