@@ -79,21 +79,32 @@ impl Link {
     const EMPTY: Self = Self { rip: 0, epoch: Self::NEVER, block: 0 };
 }
 
-/// A run of decoded instructions.
+/// A run of decoded instructions: what its execution needs, as close together as can be.
 #[derive(Debug)]
 pub(crate) struct Block {
     /// Its instructions but for a system instruction at its end.
     pub(crate) ops: Box<[Op]>,
     /// The system instruction at its end; a block that has one is never linked to others.
-    pub(crate) system: Option<Op>,
+    pub(crate) system: Option<Box<Op>>,
     /// Instructions in `ops`.
     pub(crate) instructions: u32,
+    /// The generation of the page for which the block may be entered; [`code_counter::NEVER`] if it lies on two pages,
+    /// which are to be looked at both.
+    generation: u32,
+    /// The counter of the page.
+    code: NonNull<AtomicU32>,
+    links: [Link; 2],
+    origin: Box<Origin>,
+}
+
+/// Where a block comes from.
+#[derive(Debug)]
+struct Origin {
     /// What was decoded.
-    pub(crate) bytes: Box<[u8]>,
+    bytes: Box<[u8]>,
     source: Source,
     /// The page of the last bytes, if an instruction crosses into it; always a block of one instruction.
     tail: Option<Source>,
-    links: [Link; 2],
 }
 
 impl Block {
@@ -105,8 +116,24 @@ impl Block {
         bytes: &[u8],
         (source, tail): (Source, Option<Source>),
     ) -> Self {
-        let (ops, bytes) = (ops.into_boxed_slice(), bytes.into());
-        Self { ops, system, instructions, bytes, source, tail, links: [Link::EMPTY; 2] }
+        let mut block = Self {
+            ops: ops.into_boxed_slice(),
+            system: system.map(Box::new),
+            instructions,
+            generation: code_counter::NEVER,
+            code: source.code,
+            links: [Link::EMPTY; 2],
+            origin: Box::new(Origin { bytes: bytes.into(), source, tail }),
+        };
+        block.renew(source, tail);
+        block
+    }
+
+    /// Says that the block is what its pages hold now.
+    fn renew(&mut self, source: Source, tail: Option<Source>) {
+        self.code = source.code;
+        self.generation = if tail.is_none() { source.generation } else { code_counter::NEVER };
+        (self.origin.source, self.origin.tail) = (source, tail);
     }
 
     /// Whether the block may be executed now, given that its page was found to be the right one under the current
@@ -114,14 +141,13 @@ impl Block {
     #[inline(always)]
     fn is_current(&self) -> bool {
         // SAFETY: the caller found the page under the current generation of the bus, so its counter is live.
-        let code = unsafe { self.source.code.as_ref() };
-        code_counter::is_current(code, self.source.generation) && self.tail.is_none()
+        code_counter::is_current(unsafe { self.code.as_ref() }, self.generation)
     }
 
     /// Whether the block is that of `page` now, and of `tail` if it crosses pages.
     pub(crate) fn is_still(&self, page: &HostPage, tail: Option<&HostPage>) -> bool {
-        self.source.is_current(page)
-            && match (&self.tail, tail) {
+        self.origin.source.is_current(page)
+            && match (&self.origin.tail, tail) {
                 (Some(source), Some(page)) => source.is_current(page),
                 (Some(_), None) => false,
                 (None, _) => true,
@@ -130,7 +156,12 @@ impl Block {
 
     /// Whether the block lies on two pages.
     pub(crate) fn crosses(&self) -> bool {
-        self.tail.is_some()
+        self.origin.tail.is_some()
+    }
+
+    /// What was decoded.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.origin.bytes
     }
 }
 
@@ -204,15 +235,16 @@ impl BlockCache {
         self.blocks.get(number as usize)
     }
 
-    /// The block that is linked to block `from` for RIP `rip`, if it may be executed.
+    /// The block that is linked to block `from` for RIP `rip`, and its number, if it may be executed.
     #[inline(always)]
-    pub(crate) fn follow(&self, from: &Block, rip: u64, epoch: u64) -> Option<u32> {
+    pub(crate) fn follow(&self, from: &Block, rip: u64, epoch: u64) -> Option<(u32, &Block)> {
         let [first, second] = &from.links;
         let link = if first.rip == rip { first } else { second };
         if link.rip != rip || link.epoch != Link::ALWAYS && link.epoch != epoch {
             return None;
         }
-        self.get(link.block)?.is_current().then_some(link.block)
+        let block = self.get(link.block)?;
+        block.is_current().then_some((link.block, block))
     }
 
     /// Links block `from` at linear address `origin` to block `to` at `linear`, whose RIP is `rip`; only within the
@@ -250,7 +282,7 @@ impl BlockCache {
     /// Makes a block current whose bytes were found to be unchanged.
     pub(crate) fn renew(&mut self, number: u32, source: Source, tail: Option<Source>) {
         if let Some(block) = self.blocks.get_mut(number as usize) {
-            (block.source, block.tail) = (source, tail);
+            block.renew(source, tail);
         }
     }
 

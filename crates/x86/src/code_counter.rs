@@ -22,7 +22,7 @@ const SETTLED: u32 = 1 << 1;
 /// One step of the generation.
 const GENERATION: u32 = 1 << 2;
 /// What no counter ever is.
-const NEVER: u32 = SETTLED;
+pub(crate) const NEVER: u32 = SETTLED;
 
 /// Counts a write to a page whose counter is `code`, if code of the page was cached, for anybody but a processor. Call
 /// it after writing.

@@ -60,7 +60,7 @@ impl Cpu {
 
     /// Whether a block at RIP, which may have been decoded under another limit of CS, is within the current one.
     fn is_within_limit(&self, block: &Block) -> bool {
-        block.bytes.len() as u64 <= self.fetchable()
+        block.bytes().len() as u64 <= self.fetchable()
     }
 
     /// Finds or makes the block at RIP, ready to be executed.
@@ -102,9 +102,9 @@ impl Cpu {
         let watch = |page| Source::watch(page, &*self.bus);
         let sources = (watch(page), second.as_ref().map(watch));
         let mut bytes = [0; MOST_BYTES];
-        let (bytes, _) = bytes.split_at_mut(block.bytes.len().min(MOST_BYTES));
+        let (bytes, _) = bytes.split_at_mut(block.bytes().len().min(MOST_BYTES));
         read_code(linear, page, second.as_ref(), bytes);
-        if *bytes != *block.bytes {
+        if *bytes != *block.bytes() {
             return Ok(false);
         }
         blocks.renew(number, sources.0, sources.1);

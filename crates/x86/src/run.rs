@@ -84,42 +84,59 @@ impl Cpu {
 
     /// Executes blocks until something else is to be done.
     fn run_blocks(&mut self, blocks: &mut BlockCache) -> Option<Exit> {
-        let Ok(mut number) = self.find_block(blocks) else {
-            return self.stopped(None);
-        };
-        let kick = self.kick.clone();
         let last = self.undisturbed(crate::decode::MOST_INSTRUCTIONS as u64);
+        // The block that came before, which may be linked to the next one, and where it started.
+        let mut previous: Option<(u32, u64)> = None;
         loop {
-            let block = blocks.get(number)?;
-            let start = self.general.rip;
-            for op in &block.ops {
-                if (op.handler)(self, op).is_err() {
-                    return self.stopped(Some((start, op)));
-                }
-            }
-            self.instructions += u64::from(block.instructions);
-            if let Some(op) = &block.system {
-                return self.execute_system(op, start);
-            }
-            if kick.load(Ordering::Relaxed) || self.instructions > last {
-                return None;
-            }
             let rip = self.general.rip;
-            if let Some(next) = blocks.follow(block, rip, self.fetch_epoch) {
-                number = next;
-                continue;
-            }
-            let Ok(next) = self.find_block(blocks) else {
+            let Ok(number) = self.find_block(blocks) else {
                 return self.stopped(None);
             };
-            let base = self.code_base();
-            // Outside 64-bit mode the same RIP is another address when CS changes.
-            let epoch = (self.mode.code_size == 8).then_some(self.fetch_epoch);
-            if self.links_blocks() {
-                blocks.link(number, base.wrapping_add(start), next, base.wrapping_add(rip), rip, epoch);
+            if let Some((from, start)) = previous
+                && self.links_blocks()
+            {
+                let base = self.code_base();
+                // Outside 64-bit mode the same RIP is another address when CS changes.
+                let epoch = (self.mode.code_size == 8).then_some(self.fetch_epoch);
+                blocks.link(from, base.wrapping_add(start), number, base.wrapping_add(rip), rip, epoch);
             }
-            number = next;
+            let mut current = (number, blocks.get(number)?);
+            previous = loop {
+                let (number, block) = current;
+                let start = self.general.rip;
+                for op in &block.ops {
+                    if (op.handler)(self, op).is_err() {
+                        return self.stopped(Some((start, op)));
+                    }
+                }
+                self.instructions += u64::from(block.instructions);
+                if let Some(op) = &block.system {
+                    let exit = self.execute_system(op, start);
+                    if exit.is_some() || self.instructions > last || self.is_disturbed() {
+                        return exit;
+                    }
+                    break None;
+                }
+                if self.kick.load(Ordering::Relaxed) || self.instructions > last {
+                    return None;
+                }
+                match blocks.follow(block, self.general.rip, self.fetch_epoch) {
+                    Some(next) => current = next,
+                    None => break Some((number, start)),
+                }
+            };
         }
+    }
+
+    /// Whether a system instruction left something to be done before the next instruction.
+    fn is_disturbed(&self) -> bool {
+        self.pending.is_some()
+            || self.nmi_waiting
+            || self.window_wanted
+            || self.interrupt_shadow
+            || self.general.rflags & bit::RF != 0
+            || self.steps_singly()
+            || self.kick.load(Ordering::Relaxed)
     }
 
     /// Executes the system instruction at the end of a block that started at `start`.
