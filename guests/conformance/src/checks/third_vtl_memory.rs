@@ -9,7 +9,7 @@ use super::protection::page_with_code;
 use super::protection_config::set_config;
 use super::third_vtl;
 use crate::probes;
-use crate::secure::{self, ALL, NONE, Policy, READ_EXECUTE, Seen, in_vtl, in_vtl1, protect_by, watch_in};
+use crate::secure::{self, ALL, NONE, Policy, READ_EXECUTE, READ_WRITE, Seen, in_vtl, in_vtl1, protect_by, watch_in};
 use crate::suite::{Kind, Outcome, Verdict, checks, ensure, ensure_eq};
 
 checks! {
@@ -164,7 +164,7 @@ fn effective_access_is_what_both_grant() -> Outcome {
     let page = page_with_code();
     let protect_both = || {
         protect_by(1, 0, READ_EXECUTE, &[page >> 12])?;
-        protect_by(2, 0, NONE, &[page >> 12])
+        protect_by(2, 0, READ_WRITE, &[page >> 12])
     };
     protect_both()?;
     // Reads are granted by both, writes are withheld by VTL1, executes by VTL2.
