@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use engine::registers::{CS, RAX, RDX, RSP, Segment};
 use engine::{Access, AccessKind, AddressSpace, Completion, Engine, EngineError, Exit, MemoryFault, PAGE_SIZE, Vcpu};
 
+use crate::userfault::Userfault;
 use crate::vcpu::KvmVcpu;
 use crate::{HYPERCALL_PORT, Host, KvmEngine, TscClock};
 
@@ -161,6 +162,7 @@ impl Host {
                 findings.push(Finding::new("virtual-machine", Outcome::Bad, error.to_string(), OTHER_KVM));
             }
         }
+        findings.push(write_protection());
         findings.push(self.kernel_protections());
         findings.extend(limits());
         findings
@@ -234,7 +236,7 @@ fn protections(guest: &mut Guest, findings: &mut Vec<Finding>) {
     // mov [DATA], eax; hlt
     let store = [0x89, 0x04, 0x25, 0, 0, 2, 0, HLT];
     let result = guest.faults(&store, Access::READ | Access::EXECUTE, DATA, AccessKind::Write);
-    findings.push(needed("withheld-write", "enforced by mprotect", result));
+    findings.push(needed("withheld-write", "enforced", result));
     let written = guest.engine.write_ram(OTHER_CODE, &[HLT]).map_err(|error| error.to_string());
     // jmp to OTHER_CODE
     let jump = [0xE9, 0xFB, 0x0F, 0, 0];
@@ -287,6 +289,19 @@ fn round_trips(guest: &mut Guest) -> Result<u128, String> {
         exit = guest.proceed()?;
     }
     Ok(start.elapsed().as_nanos() / u128::from(ROUNDS))
+}
+
+/// By what single pages are write-protected.
+fn write_protection() -> Finding {
+    match Userfault::open() {
+        Ok(_) => Finding::good("userfaultfd", "write protections need no mappings of their own"),
+        Err(error) => Finding::new(
+            "userfaultfd",
+            Outcome::Limited,
+            format!("{error}; mprotect is used, and every other protected page needs two mappings"),
+            "use Linux 5.19 or later, and let the user open /dev/userfaultfd if the system call is forbidden",
+        ),
+    }
 }
 
 /// The host's limits that large guests meet.

@@ -45,13 +45,12 @@ pub enum HostError {
 }
 
 /// A capability that the engine cannot do without, and its name in KVM's documentation.
-const NEEDED: [(Cap, &str); 7] = [
+const NEEDED: [(Cap, &str); 6] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::SyncMmu, "KVM_CAP_SYNC_MMU"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
     (Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR"),
     (Cap::X86MsrFilter, "KVM_CAP_X86_MSR_FILTER"),
-    (Cap::Xcrs, "KVM_CAP_XCRS"),
     (Cap::Xsave, "KVM_CAP_XSAVE"),
 ];
 /// The same, for what has no name in `kvm-ioctls`.

@@ -25,6 +25,7 @@ mod overlay;
 mod ram;
 mod space;
 mod timer;
+mod userfault;
 mod vcpu;
 mod window;
 
@@ -40,6 +41,7 @@ use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use overlay::OverlayPool;
 use ram::{Page, Ram, for_each_piece, host_error};
 use space::KvmSpace;
+use userfault::Userfault;
 use vcpu::KvmVcpu;
 
 /// The port by which hypercall pages enter. KVM finishes a write of this port before it tells of it, so that nothing is
@@ -54,6 +56,8 @@ pub struct KvmEngine {
     ram: Arc<Ram>,
     overlays: Arc<OverlayPool>,
     clock: TscClock,
+    /// How pages are write-protected; by `mprotect` where there is none.
+    userfault: Option<Arc<Userfault>>,
 }
 
 impl KvmEngine {
@@ -76,7 +80,12 @@ impl KvmEngine {
             hypercall_port: Some(HYPERCALL_PORT),
         };
         let (ram, overlays) = (Arc::new(Ram::new(ram)?), Arc::new(OverlayPool::new()?));
-        Ok(Self { capabilities, host, cpuid, ram, overlays, clock })
+        let userfault = Userfault::open();
+        if let Err(error) = &userfault {
+            tracing::info!(%error, "no userfaultfd, so protections of many single pages may exhaust vm.max_map_count");
+        }
+        let userfault = userfault.ok().map(Arc::new);
+        Ok(Self { capabilities, host, cpuid, ram, overlays, clock, userfault })
     }
 
     fn ram_page(&self, gpa: u64) -> Result<Page<'_>, MemoryError> {
@@ -95,7 +104,8 @@ impl Engine for KvmEngine {
 
     fn create_space(&self, vtl: u8) -> Result<Arc<dyn AddressSpace>, EngineError> {
         let (ram, overlays) = (Arc::clone(&self.ram), Arc::clone(&self.overlays));
-        Ok(Arc::new(KvmSpace::new(vtl, machine::create(&self.host)?, ram, overlays, Arc::new(self.clock))?))
+        let (vm, clock) = (machine::create(&self.host)?, Arc::new(self.clock));
+        Ok(Arc::new(KvmSpace::new(vtl, vm, ram, overlays, clock, self.userfault.as_ref())?))
     }
 
     fn create_vcpu(&self, vp: u32, space: &Arc<dyn AddressSpace>) -> Result<Box<dyn Vcpu>, EngineError> {

@@ -15,7 +15,8 @@ use kvm_ioctls::VmFd;
 use x86::{Bus, HostPage, written};
 
 use crate::overlay::{KvmOverlay, OverlayPool};
-use crate::ram::{Page, Ram, for_each_piece, host_error, pieces};
+use crate::ram::{Page, Ram, RamRange, for_each_piece, host_error, pieces};
+use crate::userfault::Userfault;
 use crate::window::{Rights, Window};
 
 /// The address space of a VTL. `mapping` is a leaf lock.
@@ -61,8 +62,10 @@ impl KvmSpace {
         ram: Arc<Ram>,
         overlays: Arc<OverlayPool>,
         clock: Arc<dyn Clock>,
+        userfault: Option<&Arc<Userfault>>,
     ) -> Result<Self, EngineError> {
-        let windows = ram.ranges.iter().map(|range| Window::new(&ram.file, range.offset, range.bytes()));
+        let window = |range: &RamRange| Window::new(&ram.file, range.offset, range.bytes(), userfault.cloned());
+        let windows = ram.ranges.iter().map(window);
         let windows: Box<[_]> = windows.collect::<Result<_, _>>()?;
         for ((slot, range), window) in (0..).zip(&ram.ranges).zip(&windows) {
             set_slot(&vm, slot, range.pages.start, range.bytes(), window)?;
@@ -138,15 +141,16 @@ impl Mapping {
         if access.allows(kind, false, false) { Ok(page) } else { Err(MemoryError::Denied { gpa, kind }) }
     }
 
-    /// The part of `pages` whose rights `access` changes, as far as the host enforces them; `None` if there is none.
-    fn changed(&self, pages: &Range<u64>, rights: Rights) -> Option<Range<u64>> {
-        let mut changed: Option<Range<u64>> = None;
+    /// The part of `pages` whose rights `access` changes, as far as the host enforces them, and whether some of it had no
+    /// rights; `None` if there is none.
+    fn changed(&self, pages: &Range<u64>, rights: Rights) -> Option<(Range<u64>, bool)> {
+        let mut changed: Option<(Range<u64>, bool)> = None;
         let mut page = pages.start;
         while page < pages.end {
             let (length, old) = self.access.run(page, pages.end - page);
             if Rights::of(old) != rights {
-                let start = changed.map_or(page, |range| range.start);
-                changed = Some(start..page + length);
+                let (start, hidden) = changed.map_or((page, false), |(range, hidden)| (range.start, hidden));
+                changed = Some((start..page + length, hidden || Rights::of(old) == Rights::Nothing));
             }
             page += length;
         }
@@ -154,14 +158,14 @@ impl Mapping {
     }
 
     /// Gives pages that are not covered by an overlay these rights.
-    fn protect(&self, ram: &Ram, pages: &Range<u64>, rights: Rights) -> Result<(), EngineError> {
+    fn protect(&self, ram: &Ram, pages: &Range<u64>, rights: Rights, hidden: bool) -> Result<(), EngineError> {
         for (range, window) in ram.ranges.iter().zip(&self.windows) {
             let mut start = pages.start.max(range.pages.start);
             let end = pages.end.min(range.pages.end);
             let covered: Vec<_> = if start < end { self.overlays.range(start..end).collect() } else { Vec::new() };
             for stop in covered.into_iter().map(|(page, _)| *page).chain([end]) {
                 if start < stop {
-                    window.protect(start - range.pages.start..stop - range.pages.start, rights)?;
+                    window.protect(start - range.pages.start..stop - range.pages.start, rights, hidden)?;
                 }
                 start = stop + 1;
             }
@@ -202,8 +206,8 @@ impl AddressSpace for KvmSpace {
             let mut mapping = self.mapping_mut();
             let rights = Rights::of(access);
             let changed = mapping.changed(&(first..pages_end), rights);
-            if let Some(changed) = changed {
-                mapping.protect(&self.ram, &changed, rights)?;
+            if let Some((changed, hidden)) = changed {
+                mapping.protect(&self.ram, &changed, rights, hidden)?;
             }
             mapping.access.set(first, pages, access);
         }
@@ -236,8 +240,8 @@ impl AddressSpace for KvmSpace {
                 window.cover(0, file, offset, rights)?;
                 Some((slot, window))
             } else {
-                let window = Window::new(file, offset, PAGE_SIZE)?;
-                window.protect(0..1, rights)?;
+                let window = Window::new(file, offset, PAGE_SIZE, None)?;
+                window.protect(0..1, rights, false)?;
                 let slot = mapping.slot();
                 set_slot(&self.vm, slot, page, PAGE_SIZE, &window)?;
                 Some((slot, window))

@@ -9,6 +9,7 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mprotect};
 use vm_memory::MmapRegion;
 
 use crate::ram::{host_error, map};
+use crate::userfault::Userfault;
 
 /// What a host mapping can withhold. There is no execute among it: KVM executes every page that it can read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,12 +46,27 @@ pub(crate) struct Window {
     region: MmapRegion<()>,
     file: Arc<File>,
     offset: u64,
+    /// How pages are write-protected; by `mprotect` where there is none.
+    userfault: Option<Arc<Userfault>>,
 }
 
 impl Window {
     /// A mapping of `bytes` bytes of a file at `offset`, with all rights.
-    pub(crate) fn new(file: &Arc<File>, offset: u64, bytes: u64) -> Result<Self, EngineError> {
-        Ok(Self { region: map(file, offset, bytes)?, file: Arc::clone(file), offset })
+    pub(crate) fn new(
+        file: &Arc<File>,
+        offset: u64,
+        bytes: u64,
+        userfault: Option<Arc<Userfault>>,
+    ) -> Result<Self, EngineError> {
+        let window = Self { region: map(file, offset, bytes)?, file: Arc::clone(file), offset, userfault };
+        window.register(0..bytes >> PAGE_SHIFT)?;
+        Ok(window)
+    }
+
+    fn register(&self, pages: Range<u64>) -> Result<(), EngineError> {
+        let Some(userfault) = &self.userfault else { return Ok(()) };
+        let (pointer, length) = self.pointer(&pages);
+        userfault.register(pointer as u64, length as u64).map_err(host_error("watching guest memory"))
     }
 
     /// The host's address, for KVM.
@@ -65,8 +81,22 @@ impl Window {
         (pointer.cast(), (bytes.end - bytes.start) as usize)
     }
 
-    /// Gives pages these rights. When this returns, KVM has taken from all vCPUs what was withdrawn.
-    pub(crate) fn protect(&self, pages: Range<u64>, rights: Rights) -> Result<(), EngineError> {
+    /// Gives pages these rights. When this returns, KVM has taken from all vCPUs what was withdrawn. `hidden` is whether
+    /// some of the pages had no rights.
+    pub(crate) fn protect(&self, pages: Range<u64>, rights: Rights, hidden: bool) -> Result<(), EngineError> {
+        let Some(userfault) = self.userfault.as_ref().filter(|_| rights != Rights::Nothing) else {
+            return self.protect_mapping(pages, rights);
+        };
+        let (pointer, length) = self.pointer(&pages);
+        let read_only = rights == Rights::ReadOnly;
+        userfault
+            .write_protect(pointer as u64, length as u64, read_only)
+            .map_err(host_error("changing the protection of guest memory"))?;
+        if hidden { self.protect_mapping(pages, Rights::All) } else { Ok(()) }
+    }
+
+    /// The same by `mprotect`, which cuts mappings in pieces where rights differ.
+    fn protect_mapping(&self, pages: Range<u64>, rights: Rights) -> Result<(), EngineError> {
         let (pointer, length) = self.pointer(&pages);
         let flags = MprotectFlags::from_bits_retain(rights.protection().bits());
         // SAFETY: the range lies in a mapping that this owns and that nobody in this process accesses.
@@ -81,7 +111,9 @@ impl Window {
 
     /// Shows page `page` again.
     pub(crate) fn uncover(&self, page: u64, rights: Rights) -> Result<(), EngineError> {
-        self.replace(page, &self.file, self.offset + (page << PAGE_SHIFT), rights)
+        self.replace(page, &self.file, self.offset + (page << PAGE_SHIFT), Rights::Nothing)?;
+        self.register(page..page + 1)?;
+        self.protect(page..page + 1, rights, true)
     }
 
     fn replace(&self, page: u64, file: &File, offset: u64, rights: Rights) -> Result<(), EngineError> {

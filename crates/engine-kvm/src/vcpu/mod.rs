@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use engine::registers::{GeneralRegisters, RSP, SharedRegisters, SystemRegisters};
 use engine::{Clock, Completion, CpuidLeaf, EngineError, Event, Exit, InstructionBytes, Kick, Vcpu};
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{Cap, VcpuFd};
 
 use crate::TscClock;
 use crate::cpuid;
@@ -61,7 +61,7 @@ impl KvmVcpu {
         let fd = space.vm.create_vcpu(vp.into()).map_err(|error| host_error("making a vCPU")(error.into()))?;
         let doorbell = Arc::new(Doorbell::new(&fd)?);
         let mut vcpu = Self {
-            state: State::new(&fd)?,
+            state: State::new(&fd, space.vm.check_extension(Cap::Xcrs))?,
             fd,
             doorbell,
             unanswered: Unanswered::Nothing,

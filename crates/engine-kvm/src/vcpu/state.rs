@@ -44,6 +44,8 @@ pub(super) struct State {
     msrs: OnceCell<[u64; MSRS.len()]>,
     /// What KVM holds of XCR0.
     xcr0: OnceCell<u64>,
+    /// Whether there is such a register; without it guests find neither XSAVE nor anything to set.
+    has_xcr0: bool,
     /// The system registers that KVM told last, in its form.
     sregs: kvm_bindings::kvm_sregs,
     /// The same of events.
@@ -72,7 +74,9 @@ fn failed(what: &'static str) -> impl Fn(errno::Error) -> EngineError {
 
 impl State {
     /// The registers after RESET, to be given to KVM.
-    pub(super) fn new(fd: &VcpuFd) -> Result<Self, EngineError> {
+    ///
+    /// `has_xcr0` is whether the host's processor has extended control registers.
+    pub(super) fn new(fd: &VcpuFd, has_xcr0: bool) -> Result<Self, EngineError> {
         let sregs = fd.get_sregs().map_err(failed("reading a vCPU's registers"))?;
         let mut state = Self {
             general: GeneralRegisters::default(),
@@ -86,6 +90,7 @@ impl State {
             debug: OnceCell::new(),
             msrs: OnceCell::new(),
             xcr0: OnceCell::new(),
+            has_xcr0,
             sregs,
             events: kvm_vcpu_events::default(),
             event: None,
@@ -350,7 +355,7 @@ impl State {
             told |= self.sregs.cr2 != shared.cr2;
             self.sregs.cr2 = shared.cr2;
             (debug.db, debug.dr6) = (shared.dr, shared.dr6);
-            if self.xcr0.get() != Some(&shared.xcr0) {
+            if self.has_xcr0 && self.xcr0.get() != Some(&shared.xcr0) {
                 fd.set_xcrs(&xcrs(shared.xcr0)).map_err(failed(WRITING))?;
                 self.xcr0 = shared.xcr0.into();
             }
