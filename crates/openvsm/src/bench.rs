@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use machine::Outcome;
 use serde::Serialize;
 
-use crate::cli::{Bench, EngineName};
+use crate::cli::{Bench, EngineName, Platform};
 use crate::failure::{self, Failure};
 use crate::transcript::{self, End, What};
 use crate::{Status, engines, images, table};
@@ -63,6 +63,7 @@ fn find(figures: &[Figure], name: &str) -> Option<f64> {
 fn compare(figures: Vec<Figure>, emulator: &[Figure]) -> Vec<Figure> {
     let hypercall = find(&figures, "hypercall");
     let (protect, switch) = (find(&figures, "protect-1-page"), find(&figures, "vtl-call-return"));
+    let one_vp = find(&figures, "work-on-1-vp");
     let compared = |figure: Figure| match figure.name.as_str() {
         "integer-loop" | "memory-loop" => {
             let peer = find(emulator, &figure.name);
@@ -72,17 +73,18 @@ fn compare(figures: Vec<Figure>, emulator: &[Figure]) -> Vec<Figure> {
         "protect-1-page" => figure.against(hypercall, "a hypercall that does nothing"),
         "intercept-round-trip" => figure.against(switch, "a VTL call and return"),
         name if name.starts_with("protect-") => figure.against(protect, "a call per page"),
+        name if name.starts_with("flush-") => figure.against(hypercall, "a hypercall that does nothing"),
+        "work-on-2-vps" => figure.against(one_vp, "the same work on one VP"),
         _ => figure,
     };
     figures.into_iter().map(compared).collect()
 }
 
-/// Measures and prints the report.
-pub fn run(options: &Bench) -> Status {
+/// Runs the bench guest with these words as its command line.
+fn measure(words: &str, platform: &Platform) -> Result<Vec<Figure>, Failure> {
     let mut figures = Vec::new();
     let mut trouble = Vec::new();
-    let platform = engines::settled(&options.platform);
-    let end = transcript::run(images::BENCH, "", &platform, false, |_, told| {
+    let end = transcript::run(images::BENCH, words, platform, false, |_, told| {
         let What::Line(line) = told.what else { return };
         match parse_figure(&line) {
             Some(figure) => figures.push(figure),
@@ -94,14 +96,20 @@ pub fn run(options: &Bench) -> Status {
         eprintln!("guest: {line}");
     }
     match end {
-        End::Outcome(Outcome::Exited(0)) => {}
-        End::Hung(_) => return Err(Failure::host("the benchmark guest hung")),
+        End::Outcome(Outcome::Exited(0)) => Ok(figures),
+        End::Hung(_) => Err(Failure::host("the benchmark guest hung")),
         End::Outcome(outcome) => {
             let status = failure::status(outcome)?;
-            return Err(Failure::host(format_args!("the benchmark guest ended with status {status}")));
+            Err(Failure::host(format_args!("the benchmark guest ended with status {status}")))
         }
     }
+}
 
+/// Measures and prints the report.
+pub fn run(options: &Bench) -> Status {
+    let platform = &engines::settled(&options.platform);
+    let mut figures = measure("", platform)?;
+    figures.extend(measure("processors", &Platform { cpus: platform.cpus.max(2), ..platform.clone() })?);
     let files =
         Files::create().map_err(|error| Failure::host(format_args!("cannot write a temporary file: {error}")))?;
     let emulator = emulator_figures(&files);
@@ -275,6 +283,8 @@ mod tests {
         assert_eq!((compared[1].baseline, compared[1].ratio), (Some(200.0), Some(2.0)));
         assert_eq!(compared[2].ratio, Some(1.5));
         assert_eq!(compared[3].ratio, Some(0.1));
+        let work = compare(vec![figure("work-on-1-vp", 4.0), figure("work-on-2-vps", 2.0)], &[]);
+        assert_eq!((work[0].ratio, work[1].ratio), (None, Some(0.5)));
         let loops = compare(vec![figure("integer-loop", 50.0)], &[figure("integer-loop", 100.0)]);
         assert_eq!(loops[0].ratio, Some(0.5));
         assert_eq!(compare(vec![figure("integer-loop", 50.0)], &[])[0].ratio, None);

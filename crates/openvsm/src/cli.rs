@@ -285,9 +285,21 @@ pub struct Demo {
     pub platform: Platform,
 }
 
+/// Parses a part of a check's name or section, which goes to the guest as a word of its command line.
+fn parse_only(text: &str) -> Result<String, &'static str> {
+    match text {
+        "" => Err("give a part of a check's name, or the beginning of its section"),
+        _ if text.contains(char::is_whitespace) => Err("names and sections have no spaces"),
+        _ => Ok(text.to_owned()),
+    }
+}
+
 /// `openvsm conform`.
 #[derive(Debug, Args)]
 pub struct Conform {
+    /// Leave it at the checks whose name contains this, or whose section begins with it
+    #[arg(long, value_name = "TEXT", value_parser = parse_only)]
+    pub only: Option<String>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,
@@ -300,6 +312,9 @@ pub struct Conform {
 #[derive(Debug, Args)]
 #[command(after_help = STRESS_HELP)]
 pub struct Stress {
+    /// Leave it at the checks whose name contains this, or whose section begins with it
+    #[arg(long, value_name = "TEXT", value_parser = parse_only)]
+    pub only: Option<String>,
     /// How often
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     pub times: u32,
@@ -334,6 +349,7 @@ pub struct Check {
 
 /// `openvsm bench`.
 #[derive(Debug, Args)]
+#[command(after_help = BENCH_HELP)]
 pub struct Bench {
     /// Print one JSON object instead of a table
     #[arg(long)]
@@ -342,6 +358,11 @@ pub struct Bench {
     #[command(flatten)]
     pub platform: Platform,
 }
+
+const BENCH_HELP: &str = "\
+HvCallModifyVtlProtectionMask is measured for 1 page and for 510, the most that fit the page of a call's parameters.
+Figures that need two processors come from a guest with two, or as many as --cpus says.
+";
 
 #[cfg(test)]
 mod tests {
@@ -390,6 +411,12 @@ mod tests {
         assert_eq!(SerialBackend::from_str("file:a:b"), Ok(SerialBackend::File("a:b".into())));
         assert!(SerialBackend::from_str("file:").is_err());
         assert!(SerialBackend::from_str("tcp:1").is_err());
+    }
+
+    #[test]
+    fn a_part_of_a_name_is_one_word() {
+        assert_eq!(parse_only("15.12"), Ok("15.12".to_owned()));
+        assert!(parse_only("").is_err() && parse_only("a b").is_err());
     }
 
     #[test]

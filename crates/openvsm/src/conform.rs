@@ -163,13 +163,14 @@ pub struct Suite {
 }
 
 impl Suite {
-    /// Runs the suite. What it says beside its report, and where its VPs were if it hung, is told on standard error.
+    /// Runs the suite, or those checks that `only` picks. What it says beside its report, and where its VPs were if it hung, is told on standard error.
     ///
     /// # Errors
     /// If the host has no resources left, or cannot do what the options ask for.
-    pub fn run(platform: &Platform) -> Result<Self, Failure> {
+    pub fn run(platform: &Platform, only: Option<&str>) -> Result<Self, Failure> {
         let mut reader = Reader::default();
-        let end = transcript::run(images::CONFORMANCE, "", platform, false, |_, told| {
+        let words = only.map(|text| format!("only={text}")).unwrap_or_default();
+        let end = transcript::run(images::CONFORMANCE, &words, platform, false, |_, told| {
             if let What::Line(line) = told.what {
                 reader.line(line);
             }
@@ -211,7 +212,7 @@ impl Suite {
 
 /// Runs the suite and prints the report.
 pub fn run(options: &Conform) -> Status {
-    let suite = Suite::run(&engines::settled(&options.platform))?;
+    let suite = Suite::run(&engines::settled(&options.platform), options.only.as_deref())?;
     let report = &suite.report;
     let text =
         if options.json { serde_json::to_string(report).map_err(Failure::host)? } else { report.lines().join("\n") };

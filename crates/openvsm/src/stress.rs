@@ -16,7 +16,7 @@ pub fn run(options: &Stress) -> Status {
     for round in 1..=options.times {
         let began = Instant::now();
         for platform in platforms(options, round) {
-            let suite = Suite::run(&platform)?;
+            let suite = Suite::run(&platform, options.only.as_deref())?;
             if !suite.passed() {
                 tell(format_args!(
                     "round {round}: failed after {runs} runs that passed; again: {}",

@@ -1,5 +1,7 @@
 //! The other processors, as the checks use them.
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use runtime::exceptions::Exception;
 use runtime::processors::{self, together};
 use runtime::vtl::run_in;
@@ -14,10 +16,17 @@ pub fn need_other() -> Outcome {
     need(OTHER)
 }
 
+/// Whether it was tried to start the other processor.
+static TRIED: AtomicBool = AtomicBool::new(false);
+
 /// Ends the check unless a processor is there and runs.
 pub fn need(processor: u32) -> Outcome {
     if processor >= processors::count() {
         skip!("needs {} processors", processor + 1);
+    }
+    if processor == OTHER && !TRIED.swap(true, Ordering::Relaxed) && !processors::is_present(OTHER) {
+        // The check that is about that may not be among those that are wanted. Later ones see whether it runs.
+        let _ = processors::start_by_interrupts(OTHER);
     }
     if !processors::is_present(processor) {
         skip!("processor {processor} could not be started");

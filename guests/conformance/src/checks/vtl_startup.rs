@@ -51,6 +51,8 @@ fn status_of(processor: u32) -> Outcome<VsmVpStatus> {
 
 /// Enables VTL1 on all processors that run.
 pub fn prepare() -> Outcome {
+    // Without another processor there is none to enable it on.
+    let _ = need_other();
     for processor in others() {
         if !status_of(processor)?.enabled_vtl_set().contains(Vtl::ONE) {
             enable(processor)?;
@@ -78,12 +80,14 @@ fn vtl1_enables_itself_on_a_processor_that_runs() -> Outcome {
 
 fn enabling_vtl1_on_another_processor_twice_is_refused() -> Outcome {
     need_other()?;
+    prepare()?;
     let context = vtl::prepare(7, 1, cr3(), secure::serve);
     ensure_refused(in_vtl1(|| enable_vp_vtl(PARTITION_SELF, OTHER, 1, &context))?)
 }
 
 fn status_of_another_processor_tells_its_vtls() -> Outcome {
     need_other()?;
+    prepare()?;
     let status = status_of(OTHER)?;
     ensure_eq!((status.active_vtl(), status.enabled_vtl_set().into_bits()), (Vtl::ZERO, 0b11));
     Ok(())
@@ -91,6 +95,7 @@ fn status_of_another_processor_tells_its_vtls() -> Outcome {
 
 fn vtl_call_enters_vtl1_of_the_processor_that_makes_it() -> Outcome {
     need_other()?;
+    prepare()?;
     for processor in others() {
         let found = in_vtl_on(processor, 1, || (context::current_vtl(), interface::vp_index()))?;
         ensure_eq!(found, (1, processor));
@@ -100,6 +105,7 @@ fn vtl_call_enters_vtl1_of_the_processor_that_makes_it() -> Outcome {
 
 fn every_processor_has_vtl1_registers_of_its_own() -> Outcome {
     need_other()?;
+    prepare()?;
     let registers = || [RegisterName::Gs, RegisterName::Tr, RegisterName::Rsp].map(own);
     let (first, second) = (in_vtl1(registers)?, in_vtl_on(OTHER, 1, registers)?);
     for (first, second) in first.into_iter().zip(second) {
@@ -111,6 +117,7 @@ fn every_processor_has_vtl1_registers_of_its_own() -> Outcome {
 /// Fails unless the other processor goes on after this interrupt command.
 fn is_dropped(command: u32) -> Outcome {
     need_other()?;
+    prepare()?;
     let before = on_other(context::current)?;
     apic::send(OTHER, command);
     time::pass(2 * time::MILLISECOND);
