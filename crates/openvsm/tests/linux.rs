@@ -6,14 +6,14 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{openvsm, text};
+use common::{Directory, openvsm, text};
 
 /// What the initial RAM file system says when it has started.
 const USER_SPACE: &str = "linux-guest: user space of Linux ";
@@ -34,11 +34,15 @@ fn guests() -> Option<&'static PathBuf> {
     match guests {
         Ok(directory) => Some(directory),
         Err(reason) => {
-            // Not by the macro, whose output the test harness keeps to itself when a test passes.
-            let _ = writeln!(std::io::stderr(), "skipped, there are no Linux kernels: {reason}");
+            skip(&format!("there are no Linux kernels: {reason}"));
             None
         }
     }
+}
+
+/// Tells why a test does nothing. Not by the macro, whose output the test harness keeps to itself when a test passes.
+fn skip(reason: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {reason}");
 }
 
 /// A Linux guest that runs; one at a time, because each keeps several processors busy.
@@ -53,10 +57,16 @@ struct Guest {
 impl Guest {
     /// Boots a version of Linux that does `command` in user space; `None` if it could not be fetched.
     fn boot(version: &str, cpus: u32, command: &str, arguments: &[&str]) -> Option<Self> {
+        let kernel = guests()?.join(format!("vmlinuz-{version}"));
+        Self::boot_file(&kernel, cpus, command, arguments)
+    }
+
+    /// Boots a kernel in a file.
+    fn boot_file(kernel: &Path, cpus: u32, command: &str, arguments: &[&str]) -> Option<Self> {
         static ALONE: Mutex<()> = Mutex::new(());
         let directory = guests()?;
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let kernel = text(&directory.join(format!("vmlinuz-{version}")));
+        let kernel = text(kernel);
         let initramfs = text(&directory.join("initramfs.cpio"));
         let command_line = format!("console=ttyS0 guest_command=\"{command}\"");
         let cpus = cpus.to_string();
@@ -181,6 +191,37 @@ fn linux_6_1_on_two_processors() {
     boots("6.1", 2);
 }
 
+/// The ELF file in a bzImage that is compressed by zstd, if there is that program.
+fn unpacked(bzimage: &[u8]) -> Option<Vec<u8>> {
+    let word = |offset: usize| u32::from_le_bytes(bzimage[offset..offset + 4].try_into().unwrap()) as usize;
+    // setup_sects, payload_offset and payload_length; four bytes behind the payload are its size when unpacked.
+    let payload = (usize::from(bzimage[0x1F1]) + 1) * 512 + word(0x248);
+    let compressed = bzimage[payload..payload + word(0x24C) - 4].to_vec();
+    let unpacker = Command::new("zstd").args(["-d", "-c"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let Ok(mut unpacker) = unpacker else {
+        skip("zstd is not installed");
+        return None;
+    };
+    let mut input = unpacker.stdin.take().unwrap();
+    let writer = thread::spawn(move || input.write_all(&compressed).unwrap());
+    let output = unpacker.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert!(output.status.success());
+    Some(output.stdout)
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "too slow without optimization")]
+fn linux_starts_as_a_pvh_kernel_too() {
+    let Some(guests) = guests() else { return };
+    let Some(kernel) = unpacked(&std::fs::read(guests.join("vmlinuz-6.12")).unwrap()) else { return };
+    let directory = Directory::new();
+    let kernel = directory.write("vmlinux", &kernel);
+    let Some(mut guest) = Guest::boot_file(Path::new(&kernel), 1, "true", &[]) else { return };
+    assert_eq!(guest.ends(), Some(0), "{}", guest.log);
+    guest.assert_says(&["Hypervisor detected: Microsoft Hyper-V", USER_SPACE, "reboot: Power down"]);
+}
+
 #[test]
 #[cfg_attr(debug_assertions, ignore = "too slow without optimization")]
 fn a_reboot_starts_the_guest_again_or_ends_it() {
@@ -191,6 +232,43 @@ fn a_reboot_starts_the_guest_again_or_ends_it() {
     let Some(mut guest) = Guest::boot("6.12", 1, "reboot -f", &["--no-reboot"]) else { return };
     assert_eq!(guest.ends(), Some(0), "{}", guest.log);
     assert_eq!(guest.log.matches(USER_SPACE).count(), 1, "{}", guest.log);
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "too slow without optimization")]
+fn a_deterministic_run_can_be_repeated() {
+    let boot = || {
+        let mut guest = Guest::boot("6.12", 2, EXAMINE, &["--deterministic=7"])?;
+        assert_eq!(guest.ends(), Some(0), "{}", guest.log);
+        Some(guest.log.clone())
+    };
+    let Some(first) = boot() else { return };
+    assert!(first.contains(USER_SPACE), "{first}");
+    // The log tells of time and of interrupts.
+    assert_eq!(Some(first), boot());
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "too slow without optimization")]
+fn an_idle_guest_leaves_the_host_alone() {
+    let Some(mut guest) = Guest::boot("6.12", 4, "sleep 1000", &[]) else { return };
+    guest.wait_for(USER_SPACE, 1);
+    // What the kernel puts off until after its start.
+    thread::sleep(Duration::from_secs(20));
+    let before = processor_time(&guest.child);
+    let period = Duration::from_secs(10);
+    thread::sleep(period);
+    let used = processor_time(&guest.child) - before;
+    assert!(used < period / 20, "{used:?} of processor time in {period:?}");
+}
+
+/// The processor time that a process has used (proc_pid_stat(5), utime and stime).
+fn processor_time(process: &Child) -> Duration {
+    let status = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).unwrap();
+    // The name, which may contain anything, ends with the last parenthesis; the state is the first field after it.
+    let fields = status.rsplit_once(')').unwrap().1.split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum();
+    Duration::from_secs(ticks) / rustix::param::clock_ticks_per_second() as u32
 }
 
 #[test]
