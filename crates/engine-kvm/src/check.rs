@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::registers::{CS, RAX, RDX, RSP, Segment};
-use engine::{Access, AccessKind, AddressSpace, Completion, Engine, EngineError, Exit, MemoryFault, PAGE_SIZE, Vcpu};
+use engine::{
+    Access, AccessKind, AddressSpace, Clock, Completion, Engine, EngineError, Exit, MemoryFault, PAGE_SIZE, Vcpu,
+};
 
 use crate::userfault::Userfault;
 use crate::vcpu::KvmVcpu;
@@ -63,6 +65,7 @@ struct Guest {
     engine: KvmEngine,
     space: Arc<dyn AddressSpace>,
     vcpu: Box<dyn Vcpu>,
+    clock: TscClock,
 }
 
 impl Guest {
@@ -85,7 +88,7 @@ impl Guest {
         system.cr4 = 0x620;
         system.efer = 0x500;
         vcpu.shared_mut().xcr0 = 3;
-        Ok(Self { engine, space, vcpu })
+        Ok(Self { engine, space, vcpu, clock })
     }
 
     /// Runs code until it leaves the guest.
@@ -180,6 +183,7 @@ impl Host {
         execution(&mut guest, &mut findings);
         protections(&mut guest, &mut findings);
         findings.push(registers(&mut guest));
+        findings.push(time(&mut guest));
         let trouble = findings.into_iter().find(|finding| finding.outcome != Outcome::Good)?;
         Some(format!("{}: {}", trouble.subject, trouble.detail))
     }
@@ -246,6 +250,7 @@ fn protections(guest: &mut Guest, findings: &mut Vec<Finding>) {
 
 fn exits(guest: &mut Guest, findings: &mut Vec<Finding>) {
     findings.push(registers(guest));
+    findings.push(time(guest));
     findings.push(match round_trips(guest) {
         Ok(nanoseconds) => Finding::good("exit-latency", format!("{nanoseconds} ns from the guest and back")),
         Err(problem) => Finding::new("exit-latency", Outcome::Bad, problem, OTHER_KVM),
@@ -271,6 +276,23 @@ fn registers(guest: &mut Guest) -> Finding {
         }
     });
     needed("msr-exits", "accesses of synthetic registers reach user space", read)
+}
+
+/// Whether RDTSC tells the clock's time.
+fn time(guest: &mut Guest) -> Finding {
+    let before = guest.clock.tsc();
+    // rdtsc; hlt
+    let exit = guest.execute(&[0x0F, 0x31, HLT]);
+    let after = guest.clock.tsc();
+    let gpr = &guest.vcpu.general().gpr;
+    let told = gpr[RDX] << 32 | gpr[RAX];
+    let result = match exit {
+        Ok(Exit::Halt) if (before..=after).contains(&told) => Ok(()),
+        Ok(Exit::Halt) => Err("guests' time stamp counters cannot be set: KVM ignores their offset".to_owned()),
+        Ok(exit) => Err(format!("RDTSC ended in {exit:?}")),
+        Err(problem) => Err(problem),
+    };
+    needed("time", "guests' time stamp counters are coherent", result)
 }
 
 /// Nanoseconds that a write of the hypercall port takes from the guest to user space and back.
