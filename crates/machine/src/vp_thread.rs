@@ -41,7 +41,8 @@ impl<'a> VpThread<'a> {
         let mut seat = slot.take();
         loop {
             self.publish(&seat);
-            if control.answered(self.index) {
+            let answered = control.answered(self.index);
+            if answered {
                 drop(seat);
                 if control.ended() {
                     return Ok(());
@@ -55,7 +56,8 @@ impl<'a> VpThread<'a> {
             })?;
             match round {
                 Round::Over => {}
-                Round::Paused if control.is_rung(self.index) => {}
+                // It was called for: by a bell that rings now, or by one that rang while the VP was not in the guest.
+                Round::Paused if answered || control.is_rung(self.index) => {}
                 // Perhaps it waits for a VP that has no processor of the host's.
                 Round::Paused => thread::yield_now(),
                 Round::Idle(idle) => seat = self.sleep(seat, idle),

@@ -12,6 +12,7 @@ use common::{Directory, bzimage, elf, openvsm, run, stderr, stdout};
 
 const SIGINT: i32 = 2;
 const SIGTERM: i32 = 15;
+const SIGPWR: i32 = 30;
 
 /// mov al, VALUE; out 0xf4, al
 const fn exit(value: u8) -> [u8; 4] {
@@ -214,6 +215,21 @@ fn signals_end_busy_and_sleeping_guests() {
             assert_eq!(child.wait().unwrap().signal(), Some(number));
         }
     }
+}
+
+#[test]
+fn a_signal_presses_the_power_button() {
+    #[rustfmt::skip]
+    let code = [
+        &[0x66, 0xBA, 0x00, 0x06][..],          // mov dx, 0x600
+        &[0x66, 0xED, 0xF6, 0xC4, 0x01],        // 2: in ax, dx; test ah, 1
+        &[0x74, 0xF9],                          // jz 2b
+        &exit(3),
+    ].concat();
+    let directory = Directory::new();
+    let mut child = start_spinning(&directory, &code);
+    signal(&child, SIGPWR);
+    assert_eq!(child.wait().unwrap().code(), Some(7));
 }
 
 #[test]
