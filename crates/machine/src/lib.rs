@@ -30,7 +30,7 @@
 //! 3. the rules' locks, in their own order; they hold none while they call the platform,
 //! 4. a device; devices lock nothing but what follows,
 //! 5. the board,
-//! 6. the rules' inboxes, one at a time,
+//! 6. what the rules need to pass an interrupt on: the table of those that are retargeted, and inboxes, one at a time,
 //! 7. leaves: doorbells, the outcome, the counts of visitors, and the engine's locks.
 //!
 //! While guest code runs its VP's thread holds nothing but the VP's seat.
