@@ -46,7 +46,9 @@ pub fn run(clock: Clock) -> Result<(), &'static str> {
 /// The same work on one processor, and shared by two.
 fn parallel(clock: Clock) {
     let milliseconds = |nanoseconds: u64| nanoseconds as f64 / 1e6;
-    let one = clock.measure(|| drop(loops::integer(INSTRUCTIONS)));
+    let one = clock.measure(|| {
+        loops::integer(INSTRUCTIONS);
+    });
     figure("work-on-1-vp", milliseconds(one), "ms");
     let two = clock.measure(|| {
         let half = || loops::integer(INSTRUCTIONS / 2);
@@ -126,7 +128,11 @@ fn flush(clock: Clock) -> Result<(), HvStatus> {
         return Err(call());
     }
     let measure = |name| {
-        let nanoseconds = clock.measure(|| (0..ROUNDS).for_each(|_| drop(call())));
+        let nanoseconds = clock.measure(|| {
+            (0..ROUNDS).for_each(|_| {
+                call();
+            })
+        });
         figure(name, nanoseconds as f64 / f64::from(ROUNDS), "ns");
     };
     // It has nothing to do, and falls asleep.

@@ -46,7 +46,11 @@ impl Meeting {
 fn locked_additions_of_two_processors_add_up() -> Outcome {
     static SUM: AtomicU64 = AtomicU64::new(0);
     SUM.store(0, Ordering::SeqCst);
-    let add = || (0..ROUNDS).for_each(|_| drop(SUM.fetch_add(1, Ordering::SeqCst)));
+    let add = || {
+        (0..ROUNDS).for_each(|_| {
+            SUM.fetch_add(1, Ordering::SeqCst);
+        })
+    };
     beside(0, add, || {
         add();
         Ok(())

@@ -70,13 +70,17 @@ fn write_protection_holds_on_another_processor_when_the_call_returns() -> Outcom
 }
 
 fn read_protection_holds_on_another_processor_when_the_call_returns() -> Outcome {
-    ends(NONE, fresh(), |page| drop(probes::read(page)))
+    ends(NONE, fresh(), |page| {
+        probes::read(page);
+    })
 }
 
 fn execute_protection_holds_on_another_processor_when_the_call_returns() -> Outcome {
     let page = fresh();
     probes::plant(page);
-    ends(NONE, page, |page| drop(probes::execute(page)))
+    ends(NONE, page, |page| {
+        probes::execute(page);
+    })
 }
 
 fn protection_that_is_lifted_is_lifted_on_another_processor() -> Outcome {

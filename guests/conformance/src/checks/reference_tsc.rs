@@ -35,7 +35,7 @@ pub fn reference_time(page: *const ReferenceTscPage) -> Option<u64> {
             return None;
         }
         if first.tsc_sequence == last.tsc_sequence {
-            let scaled = (u128::from(tsc) * u128::from(first.tsc_scale) >> 64) as u64;
+            let scaled = ((u128::from(tsc) * u128::from(first.tsc_scale)) >> 64) as u64;
             return Some(scaled.wrapping_add_signed(first.tsc_offset));
         }
     }

@@ -40,7 +40,9 @@ pub fn prepare() -> Outcome {
 
 /// Makes a timer of VTL1 assert a vector soon.
 fn start_timer_of_vtl1(vector: u8) -> Outcome {
-    in_vtl1(|| drop(Timer(0).start_soon(Timer::DIRECT.with_apic_vector(vector))))
+    in_vtl1(|| {
+        Timer(0).start_soon(Timer::DIRECT.with_apic_vector(vector));
+    })
 }
 
 /// Waits, without letting interrupts in, until VTL1 was entered.
@@ -208,7 +210,9 @@ fn while_vtl1_runs(soon: impl FnOnce()) -> Outcome<u32> {
 
 fn interrupt_of_vtl0_waits_while_vtl1_runs() -> Outcome {
     let (before, above) = (taken(LOW), taken_on(0, 1, LOW));
-    let early = while_vtl1_runs(|| drop(Timer(0).start_soon(Timer::DIRECT)))?;
+    let early = while_vtl1_runs(|| {
+        Timer(0).start_soon(Timer::DIRECT);
+    })?;
     let requested = apic::bit(register::IRR, LOW);
     arrives(LOW, before)?;
     ensure_eq!((early, requested, taken_on(0, 1, LOW) - above), (0, true, 0));

@@ -72,7 +72,9 @@ fn synthetic_timer_registers_are_private() -> Outcome {
 fn timers_of_vtl0_and_vtl1_run_side_by_side() -> Outcome {
     need_direct_timers()?;
     let before = [0, 1].map(|vtl| taken_on(0, vtl, LOW));
-    in_vtl1(|| drop(Timer(0).start_soon(Timer::DIRECT)))?;
+    in_vtl1(|| {
+        Timer(0).start_soon(Timer::DIRECT);
+    })?;
     Timer(0).start_soon(Timer::DIRECT);
     arrives(LOW, before[0])?;
     ensure!(time::wait_until(|| taken_on(0, 1, LOW) != before[1]), "that of VTL1 does not come");
@@ -107,7 +109,9 @@ fn timer_message_for_vtl1_leaves_the_slot_of_vtl0_empty() -> Outcome {
     with_synic(|| {
         with_synic_of_vtl1(|| {
             let before = taken(LOW);
-            in_vtl1(|| drop(Timer(0).start_soon(Timer::MESSAGES)))?;
+            in_vtl1(|| {
+                Timer(0).start_soon(Timer::MESSAGES);
+            })?;
             ensure!(time::wait_until(|| interruptions(0, 1) != 0), "VTL1 is not entered");
             let_in();
             ensure_eq!(messages::peek(SINT.into()).header.message_type, MessageType::None);
@@ -146,7 +150,9 @@ fn timer_of_vtl1_on_another_processor_preempts_its_vtl0() -> Outcome {
     need_direct_timers()?;
     let before = taken_on(OTHER, 1, LOW);
     // It sleeps in VTL0 then.
-    in_vtl_on(OTHER, 1, || drop(Timer(0).start_soon(Timer::DIRECT)))?;
+    in_vtl_on(OTHER, 1, || {
+        Timer(0).start_soon(Timer::DIRECT);
+    })?;
     ensure!(time::wait_until(|| taken_on(OTHER, 1, LOW) == before + 1), "it does not come");
     Ok(())
 }
