@@ -72,7 +72,7 @@ fn options_with_impossible_values() {
     let directory = Directory::new();
     let kernel = directory.write("kernel", &elf(EXIT));
     let cases: [(&[&str], &[&str]); 11] = [
-        (&["--engine", "warp"], &["--engine", "choose soft"]),
+        (&["--engine", "warp"], &["--engine", "choose auto, soft or kvm"]),
         (&["--cpus", "0"], &["--cpus"]),
         (&["--cpus", "65"], &["--cpus"]),
         (&["--serial", "tcp:80"], &["--serial", "stdio, file:PATH or none"]),
