@@ -4,6 +4,7 @@ mod apic_msr;
 mod apic_timer;
 mod cluster_ipi;
 mod connections;
+mod devices;
 pub mod discovery;
 mod enable_partition;
 mod enable_vp;
@@ -40,6 +41,7 @@ mod registers_write;
 mod shared;
 mod startup;
 mod third_vtl;
+mod third_vtl_interrupts;
 mod third_vtl_memory;
 mod timer_direct;
 mod timer_message;
@@ -116,10 +118,12 @@ pub const ALL: &[Group] = &[
     group(vtl_preemption::prepare, vtl_preemption::CHECKS),
     group(vtl_ipi::prepare, vtl_ipi::CHECKS),
     group(vtl_timers::prepare, vtl_timers::CHECKS),
+    group(devices::prepare, devices::CHECKS),
     group(vtl_flush::prepare, vtl_flush::CHECKS),
     group(registers_other::prepare, registers_other::CHECKS),
     group(protection_other::prepare, protection_other::CHECKS),
     group(third_vtl::prepare, third_vtl::CHECKS),
+    group(third_vtl_interrupts::prepare, third_vtl_interrupts::CHECKS),
     group(third_vtl_memory::prepare, third_vtl_memory::CHECKS),
     group(nothing, locked::CHECKS),
 ];

@@ -7,7 +7,7 @@ use tlfs::msr::{CRASH_CTL, CRASH_P0, CRASH_PARAMETER_COUNT, CrashControl, RESET,
 use super::discovery::{features, privileges};
 use super::msr_hypercall::{read, write};
 use crate::others::on_other;
-use crate::suite::{Outcome, checks, ensure, ensure_eq, ensure_raises, skip};
+use crate::suite::{Outcome, checks, ensure, ensure_eq, ensure_raises, fail, skip};
 
 checks! {
     "7.9.1" run_time_grows_while_the_processor_runs,
@@ -46,13 +46,19 @@ fn run_time_is_read_only() -> Outcome {
 }
 
 fn run_time_of_a_processor_that_sleeps_stands() -> Outcome {
-    const ASLEEP: u64 = 20 * time::MILLISECOND;
+    const ASLEEP: u64 = 10 * time::MILLISECOND;
     need_run_time()?;
-    let first = on_other(|| read(VP_RUNTIME))?;
-    time::pass(ASLEEP);
-    let second = on_other(|| read(VP_RUNTIME))?;
-    ensure!(second - first < ASLEEP, "it ran {} of {ASLEEP}", second - first);
-    Ok(())
+    // A host that is busy may hold up the processor while it is awake, but not always.
+    let mut ran = 0;
+    for _ in 0..20 {
+        let first = on_other(|| read(VP_RUNTIME))?;
+        time::pass(ASLEEP);
+        ran = on_other(|| read(VP_RUNTIME))? - first;
+        if ran < ASLEEP {
+            return Ok(());
+        }
+    }
+    fail!("it ran {ran} while it slept for {ASLEEP}")
 }
 
 fn need_crash_registers() -> Outcome {
