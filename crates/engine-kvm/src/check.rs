@@ -342,6 +342,8 @@ fn limits() -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]
@@ -349,7 +351,7 @@ mod tests {
         let host = match Host::open() {
             Ok(host) => Arc::new(host),
             Err(error) => {
-                eprintln!("skipped: {error}");
+                let _ = writeln!(std::io::stderr(), "skipped: {error}");
                 return;
             }
         };

@@ -16,17 +16,17 @@ use crate::ram::host_error;
 thread_local! {
     /// `immediate_exit` of the vCPU that this thread runs or is about to run.
     static ENTERED: Cell<*const AtomicU8> = const { Cell::new(null_mut()) };
+    /// A signal came while the thread was not about to run a vCPU.
+    static MISSED: Cell<bool> = const { Cell::new(false) };
     static THREAD: Cell<i32> = const { Cell::new(0) };
 }
 
 /// The kernel's number of the calling thread.
 pub(crate) fn thread_id() -> i32 {
-    THREAD.with(|known| {
-        if known.get() == 0 {
-            known.set(rustix::thread::gettid().as_raw_nonzero().get());
-        }
-        known.get()
-    })
+    if THREAD.get() == 0 {
+        THREAD.set(rustix::thread::gettid().as_raw_nonzero().get());
+    }
+    THREAD.get()
 }
 
 /// The signal that takes a thread out of `KVM_RUN`.
@@ -36,12 +36,11 @@ pub(crate) fn signal() -> i32 {
 
 /// A signal that comes before the thread is inside `KVM_RUN` must make that return at once all the same.
 extern "C" fn handle(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    ENTERED.with(|entered| {
-        // SAFETY: the pointer is null, or to a flag that `Doorbell::enter`'s caller keeps until it has left.
-        if let Some(flag) = unsafe { entered.get().as_ref() } {
-            flag.store(1, Ordering::SeqCst);
-        }
-    });
+    // SAFETY: the pointer is null, or to a flag that `Doorbell::enter`'s caller keeps until it has left.
+    match unsafe { ENTERED.get().as_ref() } {
+        Some(flag) => flag.store(1, Ordering::SeqCst),
+        None => MISSED.set(true),
+    }
 }
 
 /// Installs the handler, once in a process.
@@ -108,13 +107,15 @@ impl Doorbell {
         Ok(Self { kicked: AtomicBool::new(false), thread: AtomicI32::new(0), page: RunPage::map(vcpu)? })
     }
 
-    /// Announces that the calling thread is about to enter the guest. Says whether it must not, because it was kicked
-    /// since it last was.
+    /// Announces that the calling thread is about to enter the guest. Says whether it must not, because it was kicked or
+    /// got a signal since it last was.
     pub(crate) fn enter(&self) -> bool {
         self.thread.store(thread_id(), Ordering::SeqCst);
         self.page.immediate_exit().store(0, Ordering::SeqCst);
-        ENTERED.with(|entered| entered.set(self.page.immediate_exit()));
-        let kicked = self.kicked.load(Ordering::SeqCst) && self.kicked.swap(false, Ordering::SeqCst);
+        ENTERED.set(self.page.immediate_exit());
+        // A timer may have fired just before.
+        let missed = MISSED.replace(false);
+        let kicked = self.kicked.load(Ordering::SeqCst) && self.kicked.swap(false, Ordering::SeqCst) || missed;
         if kicked {
             self.leave();
         }
@@ -123,7 +124,7 @@ impl Doorbell {
 
     /// The thread has left the guest.
     pub(crate) fn leave(&self) {
-        ENTERED.with(|entered| entered.set(null_mut()));
+        ENTERED.set(null_mut());
         self.thread.store(0, Ordering::SeqCst);
     }
 

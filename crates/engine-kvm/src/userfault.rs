@@ -110,6 +110,7 @@ impl Userfault {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::ops::Range;
     use std::sync::Arc;
 
@@ -130,7 +131,7 @@ mod tests {
         let userfault = match Userfault::open() {
             Ok(userfault) => Arc::new(userfault),
             Err(error) => {
-                eprintln!("skipped: no userfaultfd: {error}");
+                let _ = writeln!(std::io::stderr(), "skipped: no userfaultfd: {error}");
                 return;
             }
         };

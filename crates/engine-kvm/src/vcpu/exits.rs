@@ -52,7 +52,6 @@ impl KvmVcpu {
         {
             return Ok(exit);
         }
-        self.set_timer()?;
         loop {
             let stop = if std::mem::take(&mut self.stopped_again) {
                 self.stop_reason(Ok(()))?
@@ -60,10 +59,14 @@ impl KvmVcpu {
                 self.state.give(&mut self.fd)?;
                 self.fd.get_kvm_run().request_interrupt_window = self.window_wanted.into();
                 if self.doorbell.enter() {
+                    self.armed = None;
                     return Ok(Exit::Interrupted);
                 }
-                let result = self.fd.run().map(drop);
+                // Only now, so that a signal that comes at once is not missed.
+                let armed = self.set_timer();
+                let result = armed.map(|()| self.fd.run().map(drop));
                 self.doorbell.leave();
+                let result = result?;
                 self.state.take(&mut self.fd);
                 self.stop_reason(result)?
             };
