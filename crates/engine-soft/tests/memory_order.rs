@@ -245,11 +245,13 @@ fn changed_code_is_executed_when_it_was_told_of() {
             code.mov(dword_ptr(FUNCTION + 4), ebp)?;
             code.mov(dword_ptr(FLAG), ebp)?;
             let wait = here(code)?;
+            code.pause()?;
             code.cmp(dword_ptr(ARRIVALS), ebp)?;
             code.jne(wait)?;
         } else {
             let function = FUNCTION;
             let wait = here(code)?;
+            code.pause()?;
             code.mov(edx, function)?;
             code.call(edx)?;
             code.cmp(dword_ptr(FLAG), ebp)?;
@@ -267,7 +269,7 @@ fn changed_code_is_executed_when_it_was_told_of() {
             code.add(ebx, eax)?;
             code.mov(dword_ptr(ARRIVALS), ebp)?;
         }
-        code.cmp(ebp, ROUNDS)?;
+        code.cmp(ebp, ROUNDS / 4)?;
         code.jne(next)
     });
     // Three NOPs; MOV EAX with an aligned immediate; RET.
