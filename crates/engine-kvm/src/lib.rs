@@ -33,13 +33,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use clock::TscClock;
+use engine::pieces::for_each_piece;
 use engine::{
     Access, AddressSpace, Capabilities, CpuidLeaf, Engine, EngineError, Intercepts, MemoryError, PAGE_SHIFT, Vcpu,
 };
 pub use host::{Host, HostError};
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use overlay::OverlayPool;
-use ram::{Page, Ram, for_each_piece, host_error};
+use ram::{Page, Ram, host_error};
 use space::KvmSpace;
 use userfault::Userfault;
 use vcpu::KvmVcpu;

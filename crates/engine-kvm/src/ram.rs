@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use engine::{EngineError, MemoryError, PAGE_SHIFT, PAGE_SIZE};
+use engine::{EngineError, PAGE_SHIFT, PAGE_SIZE};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vm_memory::bitmap::BS;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
@@ -147,37 +147,4 @@ impl<'a> Page<'a> {
             _ => self.double_word(offset).compare_exchange(old, new, success, failure).is_ok(),
         }
     }
-}
-
-/// The part of an access that lies in one page.
-pub(crate) struct Piece {
-    pub(crate) gpa: u64,
-    pub(crate) data: Range<usize>,
-}
-
-/// Cuts an access at page boundaries. Addresses wrap around at 2^64.
-pub(crate) fn pieces(gpa: u64, length: usize) -> impl Iterator<Item = Piece> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        (done < length).then(|| {
-            let gpa = gpa.wrapping_add(done as u64);
-            let start = done;
-            done = length.min(done + (PAGE_SIZE - gpa % PAGE_SIZE) as usize);
-            Piece { gpa, data: start..done }
-        })
-    })
-}
-
-/// Does an access to `pages` piece by piece, after it is known that all of them are there.
-pub(crate) fn for_each_piece<'a>(
-    gpa: u64,
-    length: usize,
-    page: impl Fn(u64) -> Result<Page<'a>, MemoryError>,
-    mut access: impl FnMut(Page<'a>, usize, Range<usize>),
-) -> Result<(), MemoryError> {
-    pieces(gpa, length).try_for_each(|piece| page(piece.gpa).map(drop))?;
-    for piece in pieces(gpa, length) {
-        access(page(piece.gpa)?, (piece.gpa % PAGE_SIZE) as usize, piece.data);
-    }
-    Ok(())
 }

@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use engine::pieces::{for_each_piece, pieces};
 use engine::{
     Access, AccessKind, AccessMap, AddressSpace, Clock, EngineError, MemoryError, OverlayPage, PAGE_SHIFT, PAGE_SIZE,
 };
@@ -15,7 +16,7 @@ use kvm_ioctls::VmFd;
 use x86::{Bus, HostPage, written};
 
 use crate::overlay::{KvmOverlay, OverlayPool};
-use crate::ram::{Page, Ram, RamRange, for_each_piece, host_error, pieces};
+use crate::ram::{Page, Ram, RamRange, host_error};
 use crate::userfault::Userfault;
 use crate::window::{Rights, Window};
 

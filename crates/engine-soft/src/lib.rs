@@ -13,13 +13,14 @@ mod vcpu;
 use std::ops::Range;
 use std::sync::Arc;
 
+use engine::pieces::for_each_piece;
 use engine::{
     Access, AddressSpace, Capabilities, Clock, CpuidLeaf, Engine, EngineError, Intercepts, MemoryError, PAGE_SHIFT,
-    PAGE_SIZE, Vcpu,
+    Vcpu,
 };
 use overlay::OverlayPool;
 use ram::{Page, Ram};
-use space::{SoftSpace, pieces};
+use space::SoftSpace;
 use vcpu::SoftVcpu;
 
 /// An engine whose processors are interpreters.
@@ -52,14 +53,10 @@ impl SoftEngine {
         &self,
         gpa: u64,
         length: usize,
-        mut access: impl FnMut(Page<'_>, usize, Range<usize>),
+        access: impl FnMut(Page<'_>, usize, Range<usize>),
     ) -> Result<(), MemoryError> {
         let page = |gpa: u64| self.ram.page(gpa >> PAGE_SHIFT).ok_or(MemoryError::Unmapped { gpa });
-        pieces(gpa, length).try_for_each(|piece| page(piece.gpa).map(drop))?;
-        for piece in pieces(gpa, length) {
-            access(page(piece.gpa)?, (piece.gpa % PAGE_SIZE) as usize, piece.data);
-        }
-        Ok(())
+        for_each_piece(gpa, length, page, access)
     }
 }
 
@@ -95,7 +92,7 @@ impl Engine for SoftEngine {
 #[cfg(test)]
 mod tests {
     use engine::registers::{CS, DS, RAX, SS, Segment};
-    use engine::{AccessKind, Exit};
+    use engine::{AccessKind, Exit, PAGE_SIZE};
 
     use super::*;
 

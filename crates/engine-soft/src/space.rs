@@ -2,9 +2,11 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use engine::pieces::{for_each_piece, pieces};
 use engine::{
     Access, AccessKind, AccessMap, AddressSpace, Clock, EngineError, MemoryError, OverlayPage, PAGE_SHIFT, PAGE_SIZE,
 };
@@ -74,17 +76,10 @@ impl SoftSpace {
         gpa: u64,
         length: usize,
         kind: AccessKind,
-        mut access: impl FnMut(Page<'_>, usize, std::ops::Range<usize>),
+        access: impl FnMut(Page<'_>, usize, Range<usize>),
     ) -> Result<(), MemoryError> {
         let mapping = self.mapping();
-        for piece in pieces(gpa, length) {
-            mapping.look_up(&self.ram, piece.gpa, kind)?;
-        }
-        for piece in pieces(gpa, length) {
-            let page = mapping.look_up(&self.ram, piece.gpa, kind)?;
-            access(page, (piece.gpa % PAGE_SIZE) as usize, piece.data);
-        }
-        Ok(())
+        for_each_piece(gpa, length, |gpa| mapping.look_up(&self.ram, gpa, kind), access)
     }
 }
 
@@ -100,25 +95,6 @@ impl Mapping {
         let (page, access) = self.page(ram, gpa >> PAGE_SHIFT).ok_or(MemoryError::Unmapped { gpa })?;
         if access.allows(kind, false, false) { Ok(page) } else { Err(MemoryError::Denied { gpa, kind }) }
     }
-}
-
-/// The part of an access that lies in one page.
-pub(crate) struct Piece {
-    pub(crate) gpa: u64,
-    pub(crate) data: std::ops::Range<usize>,
-}
-
-/// Cuts an access at page boundaries. Addresses wrap around at 2^64.
-pub(crate) fn pieces(gpa: u64, length: usize) -> impl Iterator<Item = Piece> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        (done < length).then(|| {
-            let gpa = gpa.wrapping_add(done as u64);
-            let start = done;
-            done = length.min(done + (PAGE_SIZE - gpa % PAGE_SIZE) as usize);
-            Piece { gpa, data: start..done }
-        })
-    })
 }
 
 impl AddressSpace for SoftSpace {

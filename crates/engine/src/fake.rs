@@ -7,10 +7,11 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use crate::pieces::{Piece, pieces};
 use crate::registers::{GeneralRegisters, SharedRegisters, SystemRegisters};
 use crate::{
     Access, AccessKind, AccessMap, AddressSpace, Capabilities, Completion, CpuidLeaf, Engine, EngineError, Event, Exit,
-    InstructionBytes, Intercepts, Kick, MemoryError, OverlayPage, PAGE_SHIFT, PAGE_SIZE, Vcpu,
+    InstructionBytes, Intercepts, Kick, MemoryError, OverlayPage, PAGE_SIZE, Vcpu,
 };
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -32,7 +33,7 @@ impl Ram {
     }
 
     fn check(&self, gpa: u64, length: usize) -> Result<(), MemoryError> {
-        match split(gpa, length).find(|piece| !self.contains(piece.gpa)) {
+        match pieces(gpa, length).find(|piece| !self.contains(piece.gpa)) {
             Some(piece) => Err(MemoryError::Unmapped { gpa: piece.gpa }),
             None => Ok(()),
         }
@@ -51,35 +52,6 @@ impl Ram {
         let page = pages.entry(piece.page()).or_insert([0; PAGE_SIZE as usize]);
         page[piece.offset()..][..data.len()].copy_from_slice(data);
     }
-}
-
-/// The part of an access that lies in one page.
-struct Piece {
-    gpa: u64,
-    data: Range<usize>,
-}
-
-impl Piece {
-    const fn page(&self) -> u64 {
-        self.gpa >> PAGE_SHIFT
-    }
-
-    const fn offset(&self) -> usize {
-        (self.gpa % PAGE_SIZE) as usize
-    }
-}
-
-/// Cuts an access at page boundaries. Addresses wrap around at 2^64.
-fn split(gpa: u64, length: usize) -> impl Iterator<Item = Piece> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        (done < length).then(|| {
-            let gpa = gpa.wrapping_add(done as u64);
-            let start = done;
-            done = length.min(done + (PAGE_SIZE - gpa % PAGE_SIZE) as usize);
-            Piece { gpa, data: start..done }
-        })
-    })
 }
 
 /// The fake engine.
@@ -138,7 +110,7 @@ impl Engine for FakeEngine {
 
     fn read_ram(&self, gpa: u64, data: &mut [u8]) -> Result<(), MemoryError> {
         self.ram.check(gpa, data.len())?;
-        for piece in split(gpa, data.len()) {
+        for piece in pieces(gpa, data.len()) {
             self.ram.read(&piece, &mut data[piece.data.clone()]);
         }
         Ok(())
@@ -146,7 +118,7 @@ impl Engine for FakeEngine {
 
     fn write_ram(&self, gpa: u64, data: &[u8]) -> Result<(), MemoryError> {
         self.ram.check(gpa, data.len())?;
-        for piece in split(gpa, data.len()) {
+        for piece in pieces(gpa, data.len()) {
             self.ram.write(&piece, &data[piece.data.clone()]);
         }
         Ok(())
@@ -215,7 +187,7 @@ impl AddressSpace for FakeSpace {
 
     fn read(&self, gpa: u64, data: &mut [u8]) -> Result<(), MemoryError> {
         self.check(gpa, data.len() as u64, AccessKind::Read)?;
-        for piece in split(gpa, data.len()) {
+        for piece in pieces(gpa, data.len()) {
             let data = &mut data[piece.data.clone()];
             match self.overlay(piece.page()) {
                 Some((overlay, _)) => overlay.read(piece.offset(), data),
@@ -227,7 +199,7 @@ impl AddressSpace for FakeSpace {
 
     fn write(&self, gpa: u64, data: &[u8]) -> Result<(), MemoryError> {
         self.check(gpa, data.len() as u64, AccessKind::Write)?;
-        for piece in split(gpa, data.len()) {
+        for piece in pieces(gpa, data.len()) {
             let data = &data[piece.data.clone()];
             match self.overlay(piece.page()) {
                 Some((overlay, _)) => overlay.write(piece.offset(), data),
@@ -238,7 +210,7 @@ impl AddressSpace for FakeSpace {
     }
 
     fn check(&self, gpa: u64, bytes: u64, kind: AccessKind) -> Result<(), MemoryError> {
-        for piece in split(gpa, bytes as usize) {
+        for piece in pieces(gpa, bytes as usize) {
             if !self.is_overlay(piece.page()) && !self.ram.contains(piece.gpa) {
                 return Err(MemoryError::Unmapped { gpa: piece.gpa });
             }

@@ -19,6 +19,7 @@ mod capabilities;
 mod exit;
 #[cfg(feature = "fake")]
 pub mod fake;
+pub mod pieces;
 pub mod registers;
 
 use std::any::Any;
