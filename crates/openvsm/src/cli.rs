@@ -18,7 +18,7 @@ pub struct Cli {
 const EXIT_STATUS: &str = "\
 Exit status:
   0    the guest powered itself off; demo, conform, stress and bench: all went well
-  1    conform, stress: a check failed; demo: the story did not end as it must; check: KVM cannot be used
+  1    conform, stress: a check failed; demo: the story did not end as it must; check: KVM cannot be used; compare: the engines differ
   2    bad input: an option's value or a file cannot be used; nothing was done
   4    the host or the engine failed
   6    the guest died: triple fault, jump to where there is no memory, or HLT for ever with interrupts off
@@ -36,6 +36,8 @@ pub enum Command {
     Conform(Conform),
     /// Repeat the checks until one fails, on different numbers of processors
     Stress(Stress),
+    /// Run parts of the checks on the software engine and on KVM, and compare what the rules observe
+    Compare,
     /// See what this host can do, and what to do about what it cannot
     Check(Check),
     /// Measure VTL switches, protection changes, intercepts and the processor's speed

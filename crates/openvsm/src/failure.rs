@@ -87,7 +87,9 @@ fn usage_problem(error: &clap::Error) -> String {
         _ => String::new(),
     };
     let help = match command.as_str() {
-        "run" | "demo" | "conform" | "stress" | "bench" | "trace" => format!("openvsm {command} --help"),
+        "run" | "demo" | "conform" | "stress" | "compare" | "check" | "bench" | "trace" => {
+            format!("openvsm {command} --help")
+        }
         _ => "openvsm --help".to_owned(),
     };
     let told = told.join("; ");

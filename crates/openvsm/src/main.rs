@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod cli;
+mod compare;
 mod conform;
 mod console;
 mod crash;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(options),
         Command::Conform(options) => conform::run(options),
         Command::Stress(options) => stress::run(options),
+        Command::Compare => compare::run(),
         Command::Check(options) => check::run(options),
         Command::Bench(options) => bench::run(options),
         Command::Trace(Trace::Summary { file }) => trace::summarize(file),
