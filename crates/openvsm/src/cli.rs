@@ -18,7 +18,8 @@ pub struct Cli {
 const EXIT_STATUS: &str = "\
 Exit status:
   0    the guest powered itself off; demo, conform, stress and bench: all went well
-  1    conform, stress: a check failed; demo: the story did not end as it must; check: KVM cannot be used; compare: the engines differ
+  1    conform, stress: a check failed; demo: the story did not end as it must; check: KVM cannot be used;
+       compare: the engines differ
   2    bad input: an option's value or a file cannot be used; nothing was done
   4    the host or the engine failed
   6    the guest died: triple fault, jump to where there is no memory, or HLT for ever with interrupts off
