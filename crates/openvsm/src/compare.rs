@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(difference(&[one, two], &[one, two]), None);
         assert!(difference(&[], &[]).is_some());
         let told = difference(&[one, one], &[one, two]).unwrap();
-        assert!(told.starts_with("observation 1 is (Vtl"), "{told}");
+        assert!(told.starts_with("observation 1 is (VTL0, Switch"), "{told}");
         let told = difference(&[one], &[one, two]).unwrap();
         assert!(told.starts_with("observation 1 is nothing on soft"), "{told}");
     }
