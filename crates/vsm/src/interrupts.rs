@@ -148,10 +148,11 @@ impl VtlState {
         }
     }
 
-    /// Acknowledges an interrupt. One of a SINT with auto-EOI ends at once (TLFS 11.8.5).
+    /// Acknowledges an interrupt. One of a SINT with auto-EOI ends at once (TLFS 11.8.5), as does a notification with it
+    /// (TLFS 15.12.4).
     fn accept(&mut self, vector: u8) {
         self.activity = Activity::Running;
-        if self.synic.is_auto_eoi(vector) {
+        if self.synic.is_auto_eoi(vector) || self.is_auto_eoi_notification(vector) {
             self.apic.accept_auto_eoi(vector);
         } else {
             self.apic.accept(vector);

@@ -39,6 +39,7 @@ mod testing;
 mod timers;
 mod tlb;
 mod translate;
+mod vina;
 mod vp;
 
 pub use config::{Config, Profile};

@@ -66,6 +66,7 @@ impl Vp {
         if let Some((vtl, reason)) = self.due_above() {
             self.enter_vtl(vtl, reason, now);
         }
+        self.notify_of_lower_interrupts();
         let (state, partition) = self.active_in_partition();
         state.inject(partition.platform());
         let runs = state.activity == Activity::Running && !state.registers.suspended;

@@ -63,6 +63,7 @@ impl Vp {
         let Some((higher, lower)) = self.two_states(to, from) else { return };
         higher.entered = true;
         higher.intercept_pending = false;
+        higher.reset_notification();
         // An intercept arrives as a message, whose interrupt is the reason.
         let why = if reason == SwitchReason::Call { VtlEntryReason::VtlCall } else { VtlEntryReason::Interrupt };
         let long = higher.vcpu.mode_registers().long_code();

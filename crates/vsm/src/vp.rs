@@ -17,6 +17,7 @@ use crate::startup::Activity;
 use crate::synic::Synic;
 use crate::timers::Timers;
 use crate::tlb::Awaited;
+use crate::vina::Known;
 use crate::{Error, Partition, interrupts};
 
 /// A virtual processor. It belongs to the thread that runs it.
@@ -61,6 +62,8 @@ pub(crate) struct VtlState {
     pub(crate) eoi_assisted: bool,
     /// The vCPU tells when it can take an interrupt.
     pub(crate) window: bool,
+    /// The interrupts of lower VTLs that the VTL is not notified of again.
+    pub(crate) known: Known,
 }
 
 impl Vp {
@@ -114,6 +117,7 @@ impl Vp {
             crash: CrashRegisters::default(),
             eoi_assisted: false,
             window: false,
+            known: Known::default(),
         };
         self.enabled.insert(vtl);
         self.partition.set_enabled_on(self.index, self.enabled);

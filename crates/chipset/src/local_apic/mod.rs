@@ -416,6 +416,15 @@ impl LocalApic {
         (self.mode() != Mode::Disabled && vector & 0xF0 > self.processor_priority() & 0xF0).then_some(vector)
     }
 
+    /// All interrupts that are requested and whose priority is above the processor's.
+    #[must_use]
+    pub fn pending_interrupts(&self) -> VectorSet {
+        if self.mode() == Mode::Disabled {
+            return VectorSet::default();
+        }
+        self.state.irr.above(self.processor_priority() | 0xF)
+    }
+
     /// Whether any interrupt is requested, whatever its priority.
     #[must_use]
     pub fn has_request(&self) -> bool {

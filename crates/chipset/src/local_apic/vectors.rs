@@ -32,6 +32,22 @@ impl VectorSet {
         self.0[0] | self.0[1] | self.0[2] | self.0[3] == 0
     }
 
+    /// The vectors above `last`.
+    #[must_use]
+    pub fn above(mut self, last: u8) -> Self {
+        let word = usize::from(last >> 6);
+        self.0[..word].fill(0);
+        self.0[word] &= u64::MAX << (last & 63) << 1;
+        self
+    }
+
+    /// The vectors that are not in `other`.
+    #[must_use]
+    pub const fn without(self, other: &Self) -> Self {
+        let ([a, b, c, d], other) = (self.0, &other.0);
+        Self([a & !other[0], b & !other[1], c & !other[2], d & !other[3]])
+    }
+
     /// The highest vector of the set.
     #[must_use]
     pub fn highest(&self) -> Option<u8> {

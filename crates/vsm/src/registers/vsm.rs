@@ -8,6 +8,7 @@ use tlfs::{HvStatus, RegisterValue, Vtl, VtlSet};
 
 use super::{Change, View};
 use crate::hypercall::Stop;
+use crate::vina::Known;
 use crate::{Partition, Vp, code_page};
 
 /// Registers of a VTL on a VP that live in the rules and have no part in anything else.
@@ -15,7 +16,8 @@ use crate::{Partition, Vp, code_page};
 pub(crate) struct VtlRegisters {
     /// How this VTL configures each lower one (TLFS 15.5.2).
     secure_config: [VsmVpSecureVtlConfig; Vtl::COUNT - 1],
-    pub(super) vina: VsmVina,
+    /// How the VTL is notified of interrupts of lower ones (TLFS 15.12.4).
+    pub(crate) vina: VsmVina,
     pub(super) intercept_masks: InterceptMasks,
     /// HvRegisterExplicitSuspend: the VTL does not run.
     pub(crate) suspended: bool,
@@ -140,7 +142,12 @@ pub(super) fn set_vina(change: &mut Change<'_>, value: u64) -> Result<(), Stop> 
     if vina.enabled() && vina.vector() < tlfs::msr::LOWEST_VECTOR {
         return Err(HvStatus::InvalidRegisterValue.into());
     }
-    change.state().registers.vina = vina;
+    let state = change.state();
+    // What waits already when notifications are turned on is worth one.
+    if !state.registers.vina.enabled() {
+        state.known = Known::default();
+    }
+    state.registers.vina = vina;
     Ok(())
 }
 

@@ -51,6 +51,7 @@ mod vtl_apic;
 mod vtl_call;
 mod vtl_flush;
 mod vtl_ipi;
+mod vtl_notification;
 mod vtl_preemption;
 mod vtl_return;
 mod vtl_startup;
@@ -117,6 +118,7 @@ pub const ALL: &[Group] = &[
     group(vtl_apic::prepare, vtl_apic::CHECKS),
     group(vtl_preemption::prepare, vtl_preemption::CHECKS),
     group(vtl_ipi::prepare, vtl_ipi::CHECKS),
+    group(vtl_notification::prepare, vtl_notification::CHECKS),
     group(vtl_timers::prepare, vtl_timers::CHECKS),
     group(devices::prepare, devices::CHECKS),
     group(vtl_flush::prepare, vtl_flush::CHECKS),

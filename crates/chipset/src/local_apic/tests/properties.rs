@@ -125,6 +125,7 @@ proptest! {
     #[test]
     fn vector_sets(vectors in proptest::collection::vec((any::<u8>(), any::<bool>()), 0..64)) {
         let (mut set, mut model) = (VectorSet::default(), BTreeSet::new());
+        let members = |set: VectorSet| (0..=255).filter(move |&vector| set.contains(vector));
         for (vector, present) in vectors {
             set.set(vector, present);
             if present { model.insert(vector); } else { model.remove(&vector); }
@@ -133,6 +134,9 @@ proptest! {
             prop_assert_eq!(set.contains(vector), present);
             let bit = set.register(vector >> 5) >> (vector & 31) & 1;
             prop_assert_eq!(bit != 0, present);
+            prop_assert!(members(set.above(vector)).eq(model.iter().copied().filter(|&other| other > vector)));
+            let above = set.above(vector);
+            prop_assert!(members(set.without(&above)).eq(model.iter().copied().filter(|&other| other <= vector)));
         }
     }
 }
