@@ -5,7 +5,9 @@ mod tests;
 
 use engine::Vcpu;
 use engine::registers::{CS, SharedRegisters, SystemRegisters};
-use tlfs::{Vtl, VtlSet};
+use tlfs::hypercalls::register::RegisterAssociation;
+use tlfs::registers::InternalActivityState;
+use tlfs::{RegisterName, Vtl, VtlSet};
 
 use crate::{Partition, Vp};
 
@@ -73,6 +75,13 @@ impl Vp {
         (code.selector, code.base) = (u16::from(page) << 8, u64::from(page) << 12);
         state.vcpu.general_mut().rip = 0;
         self.set_activity(Vtl::ZERO, Activity::Running);
+    }
+
+    /// Whether a write of a register starts a VTL, or makes it wait to be started.
+    pub(crate) fn is_startup(&self, vtl: Vtl, register: &RegisterAssociation) -> bool {
+        let waits = self.state(vtl).is_some_and(|state| state.activity == Activity::StartUp);
+        register.name == RegisterName::InternalActivityState
+            && InternalActivityState::from(register.value.low).startup_suspend() != waits
     }
 
     /// Says what a VTL does. A VP whose only VTL waits to be started is not started.

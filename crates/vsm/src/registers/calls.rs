@@ -73,8 +73,12 @@ impl Rep for SetVpRegisters {
         done: &mut usize,
     ) -> Result<(), Stop> {
         let now = call.now;
+        let denied = call.partition().denies_startup(call.vtl());
         let (vp, vtl) = resolve(call, header.partition_id, header.vp_index, header.target_vtl)?;
         for register in input {
+            if denied && vp.is_startup(vtl, register) {
+                return Err(HvStatus::AccessDenied.into());
+            }
             vp.set_register(vtl, (register.name, register.value), now)?;
             *done += 1;
         }

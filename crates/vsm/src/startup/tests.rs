@@ -1,9 +1,10 @@
 use chipset::local_apic::{DeliveryMode, Interrupt};
 use engine::registers::{CS, RAX, RDX};
+use tlfs::hypercalls::register::{RegisterAssociation, VpRegistersHeader};
 use tlfs::hypercalls::vtl::StartVirtualProcessor;
 use tlfs::registers::InternalActivityState;
 use tlfs::vsm::VsmPartitionConfig;
-use tlfs::{CallCode, HvStatus, PartitionId, RegisterName, VpIndex, Vtl, msr};
+use tlfs::{CallCode, HvStatus, InputVtl, PartitionId, RegisterName, VpIndex, Vtl, msr};
 
 use super::Activity;
 use crate::Config;
@@ -150,6 +151,51 @@ fn a_higher_vtl_can_forbid_inits_and_start_up_ipis() {
     guest.partition.set_config_of(vtl(1), config).expect("a valid configuration");
     send(&mut guest, 1, START_UP | 8);
     assert!(!guest.enter(1), "TLFS 15.5.1.4");
+}
+
+/// VP 0 writes HvRegisterInternalActivityState of VTL0 of VP `target`.
+fn set_activity(guest: &mut Guest, target: u32, activity: InternalActivityState) -> HvStatus {
+    let header = VpRegistersHeader {
+        partition_id: PartitionId::SELF,
+        vp_index: VpIndex(target),
+        target_vtl: InputVtl::new().with_use_target_vtl(true),
+        reserved: [0; 3],
+    };
+    let value = RegisterAssociation {
+        name: RegisterName::InternalActivityState,
+        reserved: [0; 3],
+        value: activity.into_bits().into(),
+    };
+    guest.rep(CallCode::SetVpRegisters, &header, &[value]).0
+}
+
+#[test]
+fn a_higher_vtl_can_forbid_every_way_to_start_and_reset() {
+    const RUNNING: InternalActivityState = InternalActivityState::new();
+    const WAITING: InternalActivityState = InternalActivityState::new().with_startup_suspend(true);
+    let mut guest = guest();
+    assert_eq!(start(&mut guest, 1, 0), HvStatus::Success);
+    guest.enable_vtl(0, 1);
+    let config = VsmPartitionConfig::new().with_deny_lower_vtl_startup(true).with_default_vtl_protection_mask(0xF);
+    guest.partition.set_config_of(vtl(1), config).expect("a valid configuration");
+    // VP 1 runs and VP 2 waits, and so it stays.
+    send(&mut guest, 1, INIT);
+    send(&mut guest, 2, INIT);
+    send(&mut guest, 2, START_UP | 8);
+    assert_eq!(start(&mut guest, 2, 0), HvStatus::AccessDenied);
+    assert_eq!(set_activity(&mut guest, 1, WAITING), HvStatus::AccessDenied);
+    assert_eq!(set_activity(&mut guest, 2, RUNNING), HvStatus::AccessDenied);
+    assert!(guest.enter(1) && !guest.enter(2), "TLFS 15.5.1.4");
+    assert_eq!(guest.vcpu(1).general().rip, 0x5000);
+    // To sleep and to wake is neither.
+    assert_eq!(set_activity(&mut guest, 1, RUNNING.with_halt_suspend(true)), HvStatus::Success);
+    assert_eq!(set_activity(&mut guest, 1, RUNNING), HvStatus::Success);
+    // VTL1 itself may.
+    guest.vtl_call(0);
+    guest.enable_hypercalls();
+    assert_eq!(set_activity(&mut guest, 1, WAITING), HvStatus::Success);
+    assert_eq!(start(&mut guest, 2, 0), HvStatus::Success);
+    assert!(!guest.enter(1) && guest.enter(2));
 }
 
 #[test]
