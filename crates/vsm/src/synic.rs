@@ -293,6 +293,8 @@ fn fill(page: &dyn OverlayPage, slot: usize, message: &Message) {
 
 /// HV_TIMER_MESSAGE_PAYLOAD in its message, which comes from nobody (TLFS 11.10.4, 13.3.1).
 fn timer_message(timer: usize, expiration_time: u64, delivery_time: u64) -> Message {
+    // A clock that runs backwards is none of the guest's business.
+    let delivery_time = delivery_time.max(expiration_time);
     let payload = TimerExpired { timer_index: timer as u32, reserved: 0, expiration_time, delivery_time };
     Message::new(MessageType::TimerExpired, 0, &payload)
 }
