@@ -7,7 +7,7 @@ use tlfs::msr::{STIMER_COUNT, Sint, StimerConfig};
 
 use super::local_apic;
 use crate::arrivals::LOW;
-use crate::suite::{Outcome, checks, ensure, ensure_eq};
+use crate::suite::{Outcome, checks, ensure, ensure_eq, skip};
 use crate::synic::{LAST, SINT, Timer, await_timer, need_timers, no_message, set_sint, with_synic};
 
 checks! {
@@ -189,10 +189,18 @@ fn count_of_zero_does_not_auto_enable() -> Outcome {
 
 fn disabled_timer_sends_nothing() -> Outcome {
     with_synic(|| {
-        Timer(0).start(Timer::MESSAGES, time::now() + MILLISECOND / 2);
-        Timer(0).set_configuration(Timer::MESSAGES);
-        ensure!(no_message(SINT));
-        Ok(())
+        for _ in 0..10 {
+            let expiration = time::now() + MILLISECOND / 2;
+            Timer(0).start(Timer::MESSAGES, expiration);
+            Timer(0).set_configuration(Timer::MESSAGES);
+            let in_time = time::now() < expiration;
+            let silent = no_message(SINT);
+            if in_time {
+                ensure!(silent);
+                return Ok(());
+            }
+        }
+        skip!("the processor does not run half a millisecond at a time")
     })
 }
 
