@@ -40,7 +40,7 @@ impl SoftEngine {
         let capabilities = Capabilities {
             name: "soft",
             enforceable: Access::all(),
-            intercepts: Intercepts::MEMORY | Intercepts::IO,
+            intercepts: Intercepts::all(),
             max_vps: if barrier::available() { 64 } else { 1 },
             max_vtls: 16,
             physical_address_bits: x86::PHYSICAL_ADDRESS_BITS,

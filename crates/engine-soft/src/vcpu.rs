@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use engine::registers::{GeneralRegisters, SharedRegisters, SystemRegisters};
-use engine::{Completion, CpuidLeaf, EngineError, Event, Exit, InstructionBytes, Kick, Vcpu};
+use engine::{Completion, CpuidLeaf, EngineError, Event, Exit, InstructionBytes, Kick, RegisterIntercepts, Vcpu};
 use x86::Cpu;
 
 use crate::presence::Presence;
@@ -102,6 +102,10 @@ impl Vcpu for SoftVcpu {
 
     fn set_mode_based_execute(&mut self, enabled: bool) {
         self.cpu.set_mode_based_execute(enabled);
+    }
+
+    fn set_register_intercepts(&mut self, intercepts: RegisterIntercepts) {
+        self.cpu.set_register_intercepts(intercepts);
     }
 
     fn set_cpuid(&mut self, leaves: &[CpuidLeaf]) {

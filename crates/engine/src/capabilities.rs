@@ -10,9 +10,9 @@ bitflags! {
     pub struct Intercepts: u8 {
         /// Accesses that a page's effective access forbids.
         const MEMORY = 1 << 0;
-        /// Writes of CR0, CR4 and XCR0.
+        /// Writes of CR0, CR4 and XCR0 ([`RegisterAccesses`](crate::RegisterAccesses)).
         const CONTROL_REGISTERS = 1 << 1;
-        /// Reads and writes of model-specific registers that the processor itself implements.
+        /// Reads and writes of model-specific registers, those that the processor itself implements and all others.
         const MSRS = 1 << 2;
         /// Port I/O.
         const IO = 1 << 3;

@@ -1,6 +1,6 @@
 //! Why a vCPU left the guest, and what it is told in return.
 
-use crate::AccessKind;
+use crate::{AccessKind, RegisterAccess};
 
 /// Why [`Vcpu::run`](crate::Vcpu::run) returned.
 ///
@@ -46,12 +46,14 @@ pub enum Exit {
         value: u64,
     },
     /// RDMSR of a register that the engine does not keep in
-    /// [`SystemRegisters`](crate::registers::SystemRegisters). Needs [`Completion::Value`] or [`Completion::Fault`].
+    /// [`SystemRegisters`](crate::registers::SystemRegisters). Needs [`Completion::Value`] or [`Completion::Fault`];
+    /// engines with [`Intercepts::MSRS`](crate::Intercepts::MSRS) do without: then the next run goes on at RIP, wherever
+    /// that is by then.
     ReadMsr {
         /// The register's address.
         index: u32,
     },
-    /// WRMSR of such a register. Needs [`Completion::Done`] or [`Completion::Fault`].
+    /// WRMSR of such a register. Needs [`Completion::Done`] or [`Completion::Fault`], or nothing, as for a read.
     WriteMsr {
         /// The register's address.
         index: u32,
@@ -64,6 +66,10 @@ pub enum Exit {
     /// The effective access of a page forbade an access, or an instruction was fetched where there is neither RAM nor an
     /// overlay. The instruction, or the delivery of the pending event, starts again at the next run.
     MemoryFault(MemoryFault),
+    /// An instruction that may access a register is about to, as
+    /// [`Vcpu::set_register_intercepts`](crate::Vcpu::set_register_intercepts) asked to be told. The value was not checked.
+    /// The instruction starts again at the next run.
+    RegisterAccess(RegisterAccess),
     /// HLT has finished: RIP is behind it.
     Halt,
     /// An interrupt can be injected, as asked for by

@@ -11,7 +11,7 @@ use crate::pieces::{Piece, pieces};
 use crate::registers::{GeneralRegisters, SharedRegisters, SystemRegisters};
 use crate::{
     Access, AccessKind, AccessMap, AddressSpace, Capabilities, Completion, CpuidLeaf, Engine, EngineError, Event, Exit,
-    InstructionBytes, Intercepts, Kick, MemoryError, OverlayPage, PAGE_SIZE, Vcpu,
+    InstructionBytes, Intercepts, Kick, MemoryError, OverlayPage, PAGE_SIZE, RegisterIntercepts, Vcpu,
 };
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -288,6 +288,7 @@ pub struct FakeVcpu {
     flushes: Vec<Option<u64>>,
     event: Option<Event>,
     shadow: bool,
+    register_intercepts: RegisterIntercepts,
     deadline: Option<u64>,
     instruction_limit: Option<u64>,
     kicked: Arc<FakeKick>,
@@ -308,6 +309,12 @@ impl FakeVcpu {
     #[must_use]
     pub fn completions(&self) -> &[Completion] {
         &self.completions
+    }
+
+    /// What [`Vcpu::set_register_intercepts`] set.
+    #[must_use]
+    pub const fn register_intercepts(&self) -> RegisterIntercepts {
+        self.register_intercepts
     }
 
     /// What [`Vcpu::set_deadline`] set.
@@ -386,6 +393,10 @@ impl Vcpu for FakeVcpu {
 
     fn set_mode_based_execute(&mut self, _enabled: bool) {}
 
+    fn set_register_intercepts(&mut self, intercepts: RegisterIntercepts) {
+        self.register_intercepts = intercepts;
+    }
+
     fn set_cpuid(&mut self, _leaves: &[CpuidLeaf]) {}
 
     fn set_tsc_offset(&mut self, _offset: u64) {}
@@ -396,7 +407,12 @@ impl Vcpu for FakeVcpu {
 
     fn reset(&mut self) {
         // Nothing is cached any more.
-        *self = Self { kicked: Arc::clone(&self.kicked), flushes: vec![None], ..Self::default() };
+        *self = Self {
+            kicked: Arc::clone(&self.kicked),
+            flushes: vec![None],
+            register_intercepts: self.register_intercepts,
+            ..Self::default()
+        };
     }
 
     fn set_deadline(&mut self, deadline: Option<u64>) {

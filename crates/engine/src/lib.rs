@@ -20,6 +20,7 @@ mod exit;
 #[cfg(feature = "fake")]
 pub mod fake;
 pub mod pieces;
+mod register_access;
 pub mod registers;
 
 use std::any::Any;
@@ -29,6 +30,7 @@ pub use access::{Access, AccessKind};
 pub use access_map::AccessMap;
 pub use capabilities::{Capabilities, Intercepts};
 pub use exit::{Completion, Event, Exit, InstructionBytes, MemoryFault};
+pub use register_access::{Register, RegisterAccess, RegisterAccesses, RegisterIntercepts, RegisterOperation};
 use registers::{GeneralRegisters, SharedRegisters, SystemRegisters};
 
 /// log2 of the size of a guest page.
@@ -281,6 +283,10 @@ pub trait Vcpu: Send {
 
     /// Tells kernel and user execute apart (TLFS 15.10). When off, a page is executable if either bit is granted.
     fn set_mode_based_execute(&mut self, enabled: bool);
+
+    /// Sets which accesses of registers [`Exit::RegisterAccess`] tells. [`Self::reset`] does not change that. Only engines
+    /// with the [`Intercepts`] for it are asked for any.
+    fn set_register_intercepts(&mut self, intercepts: RegisterIntercepts);
 
     /// Sets what CPUID answers; leaves that are not there read as zero. The engine adds what follows from the
     /// guest's state, such as OSXSAVE.

@@ -87,6 +87,7 @@ impl fmt::Display for Phrase<'_> {
                 }
                 Ok(())
             }
+            Exit::RegisterAccess(access) => write!(formatter, "intercepted {access}"),
             Exit::Halt => formatter.write_str("hlt"),
             Exit::InterruptWindow => formatter.write_str("interrupts can be delivered"),
             Exit::Interrupted => formatter.write_str("interrupted"),

@@ -49,7 +49,7 @@ fn line(clock: &dyn Clock, told: &Told) -> Option<String> {
             None => text.clone(),
         }),
         What::Observed(observation) => match observation.what {
-            Observed::MemoryIntercept { .. } => Some(format!(
+            Observed::MemoryIntercept { .. } | Observed::RegisterIntercept { .. } => Some(format!(
                 "{milliseconds:10.3} ms  hypervisor  {:<9}  {} may not do that: {}",
                 "stopped",
                 observation.vtl,

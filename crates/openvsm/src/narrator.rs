@@ -67,6 +67,7 @@ impl fmt::Display for Phrase<'_> {
                     None => Ok(()),
                 }
             }
+            Observed::RegisterIntercept { to, access } => write!(formatter, "intercept for {to}: {access}"),
         }
     }
 }

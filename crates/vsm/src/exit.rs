@@ -1,6 +1,6 @@
 //! What the rules do about an exit of the active VTL's vCPU.
 
-use engine::{Completion, Exit};
+use engine::{Completion, Exit, RegisterOperation};
 use tlfs::Vtl;
 use tlfs::msr::GUEST_IDLE;
 
@@ -68,6 +68,10 @@ impl Vp {
                 return self.hypercall(PORT_ENTRY_BYTES, other, now);
             }
             Exit::ReadMsr { index } => {
+                if let Some(to) = self.intercepts_msr_read(index) {
+                    self.msr_intercept(to, index, RegisterOperation::Read, now);
+                    return Ok(Disposition::Handled);
+                }
                 let completion = match self.read_msr(self.active_vtl(), index, now) {
                     Ok(value) => Completion::Value(value),
                     Err(MsrError::Fault) => Completion::Fault,
@@ -81,6 +85,10 @@ impl Vp {
                 state.vcpu.complete(completion);
             }
             Exit::WriteMsr { index, value } => {
+                if let Some(to) = self.intercepts_msr_write(index, value) {
+                    self.msr_intercept(to, index, RegisterOperation::Write(value), now);
+                    return Ok(Disposition::Handled);
+                }
                 let completion = match self.write_msr(self.active_vtl(), index, value, now) {
                     Ok(()) => Completion::Done,
                     Err(MsrError::Fault) => Completion::Fault,
@@ -89,6 +97,7 @@ impl Vp {
                 self.active_mut().vcpu.complete(completion);
             }
             Exit::MemoryFault(fault) => return self.memory_fault(&fault, now),
+            Exit::RegisterAccess(access) => self.register_access(access, now),
             Exit::Halt => self.active_mut().activity = Activity::Halted,
             // The priority is taken over when the VP is entered.
             Exit::TaskPriority | Exit::InterruptWindow | Exit::Interrupted => {}

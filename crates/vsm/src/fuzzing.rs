@@ -5,6 +5,7 @@ mod check;
 mod guest;
 mod interrupts;
 mod ports;
+mod register_access;
 mod source;
 
 use std::ops::Range;
@@ -54,7 +55,7 @@ const LEGACY_CODE: u16 = 0xC09B;
 const MARK: u64 = 0x7800_0000;
 
 /// Model-specific registers that are worth writing.
-const MSRS: [u32; 34] = [
+const MSRS: [u32; 36] = [
     msr::GUEST_OS_ID,
     msr::HYPERCALL,
     msr::VP_INDEX,
@@ -84,6 +85,8 @@ const MSRS: [u32; 34] = [
     0x10,
     0x1B,
     0x3B,
+    0x8C,
+    0x1A0,
     0x200,
     0x2FF,
     0x6E0,
@@ -92,7 +95,7 @@ const MSRS: [u32; 34] = [
 ];
 
 /// Registers that are worth reading and writing by name.
-const REGISTERS: [RegisterName; 22] = [
+const REGISTERS: [RegisterName; 26] = [
     RegisterName::InterceptSuspend,
     RegisterName::InternalActivityState,
     RegisterName::VsmPartitionConfig,
@@ -102,6 +105,9 @@ const REGISTERS: [RegisterName; 22] = [
     RegisterName::VsmCapabilities,
     RegisterName::VsmVina,
     RegisterName::CrInterceptControl,
+    RegisterName::CrInterceptCr0Mask,
+    RegisterName::CrInterceptCr4Mask,
+    RegisterName::CrInterceptIa32MiscEnableMask,
     RegisterName::PendingEvent0,
     RegisterName::PendingInterruption,
     RegisterName::InterruptState,
@@ -113,6 +119,7 @@ const REGISTERS: [RegisterName; 22] = [
     RegisterName::Cr4,
     RegisterName::Cr8,
     RegisterName::Efer,
+    RegisterName::Lstar,
     RegisterName::Cs,
     RegisterName::VpAssistPage,
 ];
@@ -205,9 +212,10 @@ impl Driver {
         }
         self.checker.check(&self.partition, &self.vps, &step, self.now);
         step = Step::begin(&self.partition, &self.vps, vp);
-        match source.byte() % 20 {
+        match source.byte() % 21 {
             18 => self.send(vp, source),
             19 => self.ports.send(&self.partition, source),
+            20 => self.access_register(vp, source),
             0..=2 => self.protect(vp, source, &mut step),
             3 => self.set_registers(vp, source, &mut step),
             4 => self.get_registers(vp, source),
@@ -321,9 +329,11 @@ impl Driver {
             .map(|_| RegisterAssociation {
                 name: source.pick(&REGISTERS).unwrap_or_else(|| RegisterName(source.word() as u32)),
                 reserved: [0; 3],
-                value: match source.byte() % 3 {
+                value: match source.byte() % 4 {
                     0 => (source.small() | 0x1E).into(),
                     1 => (source.small() << 1).into(),
+                    // All that intercept controls define.
+                    2 => (source.word() & ((1 << 25) - 1)).into(),
                     _ => source.word().into(),
                 },
             })

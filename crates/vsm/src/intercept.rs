@@ -121,5 +121,6 @@ fn header(vcpu: &dyn Vcpu, from: Vtl, vp: u32, kind: AccessKind, instruction_len
     }
 }
 
+mod register;
 #[cfg(test)]
 mod tests;

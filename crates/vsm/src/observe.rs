@@ -1,6 +1,6 @@
 //! What the rules tell whoever wants to watch: VTL switches, hypercalls and intercepts, as they happen.
 
-use engine::MemoryFault;
+use engine::{MemoryFault, RegisterAccess};
 
 use tlfs::{CallCode, HvStatus, Vtl};
 
@@ -55,6 +55,13 @@ pub enum Observed {
         to: Vtl,
         /// What was tried.
         fault: MemoryFault,
+    },
+    /// An access of a register by the VTL was intercepted by a higher one (TLFS 15.13.4).
+    RegisterIntercept {
+        /// The VTL that is told.
+        to: Vtl,
+        /// What was tried.
+        access: RegisterAccess,
     },
 }
 

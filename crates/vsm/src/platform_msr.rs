@@ -20,7 +20,7 @@ const MICROCODE_REVISION: u32 = 0x8B;
 const MTRR_CAPABILITIES: u32 = 0xFE;
 const MCG_CAPABILITIES: u32 = 0x179;
 const MCG_STATUS: u32 = 0x17A;
-const MISC_ENABLE: u32 = 0x1A0;
+pub(crate) const MISC_ENABLE: u32 = 0x1A0;
 const DEBUG_CONTROL: u32 = 0x1D9;
 const VARIABLE_FIRST: u32 = 0x200;
 const VARIABLE_LAST: u32 = VARIABLE_FIRST + 2 * VARIABLE_RANGES as u32 - 1;
@@ -96,6 +96,11 @@ impl PlatformMsrs {
             VARIABLE_FIRST..=VARIABLE_LAST => *self.variable.get((index - VARIABLE_FIRST) as usize)?,
             _ => *self.fixed.get(fixed(index)?)?,
         })
+    }
+
+    /// IA32_MISC_ENABLE.
+    pub(crate) const fn misc_enable(&self) -> u64 {
+        self.misc_enable
     }
 
     /// WRMSR; `None` if there is no such register or it cannot hold `value`.

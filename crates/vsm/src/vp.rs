@@ -101,6 +101,7 @@ impl Vp {
         vcpu.set_cpuid(&self.cpuid);
         vcpu.set_tsc_offset(self.platform.tsc_offset());
         vcpu.set_mode_based_execute(self.mode_based_execute(vtl));
+        vcpu.set_register_intercepts(self.register_intercepts(vtl));
         let mut apic = interrupts::local_apic(&self.partition, self.index, vtl);
         apic.set_tsc_offset(self.platform.tsc_offset());
         let state = VtlState {

@@ -1,7 +1,7 @@
 //! Control and debug registers (SDM Vol. 3A 2.5, Vol. 2 "MOV").
 
-use engine::Exit;
 use engine::registers::CS;
+use engine::{Exit, Register as Intercepted, RegisterOperation};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use paging::Paging;
 
@@ -60,7 +60,9 @@ pub(crate) fn select_system(instruction: &Instruction) -> Option<Handler> {
         Mnemonic::Mov if kind(1).is_dr() => |cpu, op| cpu.read_debug(op),
         Mnemonic::Clts => |cpu, _| {
             cpu.require_supervisor()?;
-            cpu.system.cr0 &= !CR0_TS;
+            let value = cpu.system.cr0 & !CR0_TS;
+            cpu.intercept(Intercepted::Cr0, RegisterOperation::Write(value))?;
+            cpu.system.cr0 = value;
             Ok(())
         },
         Mnemonic::Lmsw if memory => |cpu, op| {
@@ -152,6 +154,7 @@ impl Cpu {
     }
 
     fn write_cr0(&mut self, value: u64) -> Step {
+        self.intercept(Intercepted::Cr0, RegisterOperation::Write(value))?;
         let contradicts = |set: u64, needs: u64| value & set != 0 && value & needs == 0;
         if value >> 32 != 0 || contradicts(CR0_PG, CR0_PE) || contradicts(CR0_NW, CR0_CD) {
             return self.general_protection(0);
@@ -222,6 +225,7 @@ impl Cpu {
 
     fn write_cr4(&mut self, value: u64) -> Step {
         let old = self.system.cr4;
+        self.intercept(Intercepted::Cr4, RegisterOperation::Write(value))?;
         let starts_process_ids = value & !old & CR4_PCIDE != 0;
         if value & !CR4_DEFINED != 0
             || self.mode.long && value & CR4_PAE == 0

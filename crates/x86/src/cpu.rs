@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use engine::registers::{CS, GeneralRegisters, SS, SharedRegisters, SystemRegisters};
-use engine::{CpuidLeaf, Event};
+use engine::{CpuidLeaf, Event, RegisterIntercepts};
 
 use crate::Bus;
 use crate::block::BlockCache;
@@ -107,6 +107,8 @@ pub struct Cpu {
     pub(crate) debug_hits: u64,
     /// Kernel and user execute are told apart.
     pub(crate) mode_based_execute: bool,
+    /// The accesses of registers that leave the guest.
+    pub(crate) register_intercepts: RegisterIntercepts,
     /// What CPUID answers.
     pub(crate) cpuid: Vec<CpuidLeaf>,
     /// What the guest's TSC is ahead of the bus's.
@@ -154,6 +156,7 @@ impl Cpu {
             fetch_epoch: 0,
             debug_hits: 0,
             mode_based_execute: false,
+            register_intercepts: RegisterIntercepts::default(),
             cpuid: Vec::new(),
             tsc_offset: 0,
             kick: Arc::new(AtomicBool::new(false)),

@@ -1,6 +1,7 @@
 //! Instructions on descriptor tables and selectors: LGDT and its kin, LLDT, LTR, LAR, LSL, VERR, VERW and ARPL.
 
 use engine::registers::{DescriptorTable, Segment};
+use engine::{Register, RegisterOperation};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::Cpu;
@@ -28,11 +29,11 @@ fn select<const MEMORY: bool>(instruction: &Instruction) -> Option<Handler> {
             cpu.store_table(op, table)
         },
         Mnemonic::Lgdt => |cpu, op| {
-            cpu.system.gdtr = cpu.load_table(op)?;
+            cpu.system.gdtr = cpu.load_table(op, Register::Gdtr)?;
             Ok(())
         },
         Mnemonic::Lidt => |cpu, op| {
-            cpu.system.idtr = cpu.load_table(op)?;
+            cpu.system.idtr = cpu.load_table(op, Register::Idtr)?;
             Ok(())
         },
         Mnemonic::Sldt => |cpu, op| {
@@ -46,12 +47,14 @@ fn select<const MEMORY: bool>(instruction: &Instruction) -> Option<Handler> {
         Mnemonic::Lldt => |cpu, op| {
             cpu.require_segments()?;
             cpu.require_supervisor()?;
+            cpu.intercept_selector::<MEMORY>(op, Register::Ldtr)?;
             let selector = cpu.selector_operand::<MEMORY>(op, op.a)?;
             cpu.load_local_table(selector)
         },
         Mnemonic::Ltr => |cpu, op| {
             cpu.require_segments()?;
             cpu.require_supervisor()?;
+            cpu.intercept_selector::<MEMORY>(op, Register::Tr)?;
             let selector = cpu.selector_operand::<MEMORY>(op, op.a)?;
             cpu.load_task_register(selector)
         },
@@ -88,6 +91,19 @@ impl Cpu {
         Ok(self.register::<2>(register) as u16)
     }
 
+    /// Leaves the guest if LLDT or LTR is to be told.
+    fn intercept_selector<const MEMORY: bool>(&mut self, op: &Op, register: Register) -> Step {
+        if self.register_intercepts.is_empty() {
+            return Ok(());
+        }
+        let operation = if MEMORY {
+            RegisterOperation::Load(self.operand_address(op, 2, false)?)
+        } else {
+            RegisterOperation::Write(self.register::<2>(op.a))
+        };
+        self.intercept(register, operation)
+    }
+
     /// ARPL raises the RPL of a selector to that of another.
     fn adjust_privilege<const MEMORY: bool>(&mut self, op: &Op) -> Step {
         self.require_segments()?;
@@ -119,11 +135,12 @@ impl Cpu {
         self.store_bytes(linear, &data[..2 + bytes])
     }
 
-    fn load_table(&mut self, op: &Op) -> Step<DescriptorTable> {
+    fn load_table(&mut self, op: &Op, register: Register) -> Step<DescriptorTable> {
         self.require_supervisor()?;
         let bytes = self.table_base_bytes();
         let linear =
             if bytes == 8 { self.operand_address(op, 10, false)? } else { self.operand_address(op, 6, false)? };
+        self.intercept(register, RegisterOperation::Load(linear))?;
         let mut data = [0; 16];
         self.load_bytes(linear, &mut data[..2 + bytes])?;
         let whole = u128::from_le_bytes(data);

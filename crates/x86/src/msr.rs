@@ -1,7 +1,7 @@
 //! Model-specific registers: those that are part of the processor's state are answered here, all others outside.
 
-use engine::Exit;
 use engine::registers::{FS, GS, RAX, RCX, RDX};
+use engine::{Exit, Register, RegisterOperation};
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::Cpu;
@@ -60,6 +60,7 @@ impl Cpu {
     fn read_msr(&mut self) -> Step {
         self.require_supervisor()?;
         let index = self.general.gpr[RCX] as u32;
+        self.intercept(Register::Msr(index), RegisterOperation::Read)?;
         let system = &self.system;
         let value = match index {
             IA32_TSC => self.time_stamp(),
@@ -87,6 +88,7 @@ impl Cpu {
         self.require_supervisor()?;
         let index = self.general.gpr[RCX] as u32;
         let value = self.register_pair();
+        self.intercept(Register::Msr(index), RegisterOperation::Write(value))?;
         let is_address = matches!(
             index,
             IA32_SYSENTER_ESP

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use engine::registers::{GeneralRegisters, SharedRegisters, SystemRegisters};
-use engine::{Completion, CpuidLeaf, Event};
+use engine::{Completion, CpuidLeaf, Event, RegisterIntercepts};
 
 use crate::Cpu;
 use crate::external::External;
@@ -115,6 +115,11 @@ impl Cpu {
             self.mode_based_execute = enabled;
             self.forget_pages();
         }
+    }
+
+    /// Sets which accesses of registers [`engine::Exit::RegisterAccess`] tells.
+    pub fn set_register_intercepts(&mut self, intercepts: RegisterIntercepts) {
+        self.register_intercepts = intercepts;
     }
 
     /// Sets what CPUID answers; leaves that are not there read as zero.

@@ -248,8 +248,10 @@ impl Cpu {
             }
             StopReason::Exit(mut exit) => {
                 self.external.suspend(self.general.rip, false);
-                if let Exit::MemoryFault(fault) = &mut exit {
-                    fault.instruction_length = length;
+                match &mut exit {
+                    Exit::MemoryFault(fault) => fault.instruction_length = length,
+                    Exit::RegisterAccess(access) => access.instruction_length = length,
+                    _ => {}
                 }
                 Some(exit)
             }

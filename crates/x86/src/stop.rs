@@ -1,6 +1,6 @@
 //! How an instruction ends other than by going on to the next one.
 
-use engine::Exit;
+use engine::{Exit, Register, RegisterAccess, RegisterOperation};
 
 use crate::Cpu;
 
@@ -96,6 +96,18 @@ impl Cpu {
     pub(crate) fn exit<T>(&mut self, exit: Exit) -> Step<T> {
         self.stop = StopReason::Exit(exit);
         Err(Stop)
+    }
+
+    /// Leaves the guest before an access of a register if it is one of those to be told.
+    pub(crate) fn intercept(&mut self, register: Register, operation: RegisterOperation) -> Step {
+        if self.register_intercepts.is_empty() {
+            return Ok(());
+        }
+        let access = RegisterAccess { register, operation, instruction_length: 0 };
+        if self.register_intercepts.covers(&access, &self.system) {
+            return self.exit(Exit::RegisterAccess(access));
+        }
+        Ok(())
     }
 
     /// Leaves the guest behind the instruction, which has finished.

@@ -1,8 +1,8 @@
 //! Instructions of operating systems that belong nowhere else: translation caches, bases of FS and GS, time, XCR0,
 //! calls of the hypervisor.
 
-use engine::Exit;
 use engine::registers::{FS, GS, RCX};
+use engine::{Exit, Register, RegisterOperation};
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::Cpu;
@@ -174,6 +174,9 @@ impl Cpu {
         }
         self.require_supervisor()?;
         let value = self.register_pair();
+        if self.general.gpr[RCX] as u32 == 0 {
+            self.intercept(Register::Xcr0, RegisterOperation::Write(value))?;
+        }
         if self.general.gpr[RCX] as u32 != 0 || value & !XCR0_DEFINED != 0 || value & 1 == 0 {
             return self.general_protection(0);
         }

@@ -1,7 +1,7 @@
 //! Hardware task switches (SDM Vol. 3A, chapter 9), which exist outside long mode.
 
-use engine::Event;
 use engine::registers::{CS, DS, ES, FS, GS, RSP, SS, Segment};
+use engine::{Event, Register, RegisterOperation};
 
 use crate::Cpu;
 use crate::debug::DR6_TASK;
@@ -120,6 +120,10 @@ impl Cpu {
         let mut image = [0; 0x68];
         let length = layout.limit as usize + 1;
         self.load_system_bytes(descriptor.base(), &mut image[..length], View::Supervisor)?;
+        let task = RegisterOperation::Write(selector.into());
+        self.intercept(Register::Tr, task)?;
+        let table = RegisterOperation::Write(layout.get(&image, layout.saved_end()));
+        self.intercept(Register::Ldtr, table)?;
 
         let (general, system) = (self.general, self.system.clone());
         let result = self.exchange_tasks(selector, descriptor, cause, saved, &image);

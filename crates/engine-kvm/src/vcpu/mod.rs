@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::registers::{GeneralRegisters, RSP, SharedRegisters, SystemRegisters};
-use engine::{Clock, Completion, CpuidLeaf, EngineError, Event, Exit, InstructionBytes, Kick, Vcpu};
+use engine::{
+    Clock, Completion, CpuidLeaf, EngineError, Event, Exit, InstructionBytes, Kick, RegisterIntercepts, Vcpu,
+};
 use kvm_ioctls::{Cap, VcpuFd};
 
 use crate::TscClock;
@@ -198,6 +200,9 @@ impl Vcpu for KvmVcpu {
 
     /// There is no execute right that could be told apart.
     fn set_mode_based_execute(&mut self, _enabled: bool) {}
+
+    /// None can be asked for.
+    fn set_register_intercepts(&mut self, _intercepts: RegisterIntercepts) {}
 
     fn set_cpuid(&mut self, leaves: &[CpuidLeaf]) {
         self.interpreter.set_cpuid(leaves);

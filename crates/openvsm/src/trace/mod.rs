@@ -121,6 +121,11 @@ impl Tracer {
                     "gva": fault.gva.map(|gva| format!("{gva:#x}")),
                 })),
             ),
+            Recorded::Observed(Observed::RegisterIntercept { to, access }) => (
+                Category::Intercept,
+                access.register.to_string().into(),
+                Some(json!({ "to": to.to_string(), "access": access.to_string() })),
+            ),
             Recorded::Observed(Observed::Switch { reason, .. }) => (Category::Switch, reason_name(reason).into(), None),
         };
         Event::slice(category, name, vp, record.vtl, (start, duration), arguments)

@@ -12,7 +12,7 @@ const SIMP: u64 = 0x40_0000;
 const PROTECTED: u64 = 0x50_0000;
 
 /// A guest in VTL0 whose higher VTLs take messages and may protect memory; each grants read only of the protected page.
-fn guest(highest: u8) -> Guest {
+pub(super) fn guest(highest: u8) -> Guest {
     let mut guest = Guest::in_vtl(highest);
     for level in (1..=highest).rev() {
         listen(&mut guest);
@@ -23,7 +23,7 @@ fn guest(highest: u8) -> Guest {
     guest
 }
 
-fn set(guest: &mut Guest, level: u8, name: RegisterName, value: u64) {
+pub(super) fn set(guest: &mut Guest, level: u8, name: RegisterName, value: u64) {
     guest.vps[0].set_register(vtl(level), (name, value.into()), 0).expect("a valid value");
 }
 
@@ -59,14 +59,14 @@ fn fault(guest: &mut Guest, fault: MemoryFault) -> Disposition {
 }
 
 /// The message in slot 0 of a VTL.
-fn slot(guest: &Guest, level: u8) -> Message {
+pub(super) fn slot(guest: &Guest, level: u8) -> Message {
     let mut message = Message::new_zeroed();
     guest.space(level).read(SIMP, message.as_mut_bytes()).expect("a message page");
     message
 }
 
 /// Empties slot 0 of the active VTL and tells the SynIC.
-fn take(guest: &mut Guest) -> Message {
+pub(super) fn take(guest: &mut Guest) -> Message {
     let level = guest.active(0);
     let message = slot(guest, level);
     guest.space(level).write(SIMP, &[0; MESSAGE_SIZE]).expect("a message page");

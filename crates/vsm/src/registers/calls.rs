@@ -72,11 +72,12 @@ impl Rep for SetVpRegisters {
         _: &mut [()],
         done: &mut usize,
     ) -> Result<(), Stop> {
-        let now = call.now;
-        let denied = call.partition().denies_startup(call.vtl());
+        let (now, own) = (call.now, call.vtl());
+        let denied = call.partition().denies_startup(own);
         let (vp, vtl) = resolve(call, header.partition_id, header.vp_index, header.target_vtl)?;
         for register in input {
-            if denied && vp.is_startup(vtl, register) {
+            // What a VTL may not do by an instruction it may not do by a call either.
+            if denied && vp.is_startup(vtl, register) || vp.intercepts_write(own, register.name) {
                 return Err(HvStatus::AccessDenied.into());
             }
             vp.set_register(vtl, (register.name, register.value), now)?;

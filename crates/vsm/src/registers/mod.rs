@@ -4,6 +4,7 @@
 
 mod calls;
 mod events;
+pub(crate) mod intercepts;
 pub(crate) mod processor;
 mod table;
 mod vsm;
@@ -264,6 +265,7 @@ impl Vp {
         self.publish_tlb_lock(vtl);
         for lower in vtl.lower() {
             self.update_mode_based_execute(lower);
+            self.update_register_intercepts(lower);
             self.publish_tlb_lock(lower);
         }
         for register in table::REGISTERS {

@@ -9,7 +9,7 @@ use tlfs::registers::{
 };
 use tlfs::{HvStatus, RegisterName, RegisterValue, Vtl, msr};
 
-use super::{Change, Kind, Place, Read, Register, Scope, View, Write, events, processor, vsm};
+use super::{Change, Kind, Place, Read, Register, Scope, View, Write, events, intercepts, processor, vsm};
 use crate::hypercall::Stop;
 use crate::platform_msr::MISC_ENABLE_VALUE;
 
@@ -167,14 +167,14 @@ macro_rules! shared_array {
 }
 
 macro_rules! intercept_mask {
-    ($name:ident, $index:literal) => {
+    ($name:ident, $mask:ident) => {
         private(
             Name::$name,
             64,
-            |view, _| above_vtl0(view.vtl, view.state.registers.intercept_masks[$index]),
+            |view, _| above_vtl0(view.vtl, view.state.registers.intercepts.$mask),
             |change, _, value| {
                 above_vtl0(change.vtl, 0)?;
-                change.state().registers.intercept_masks[$index] = value.low;
+                intercepts::set(change, |intercepts| intercepts.$mask = value.low);
                 Ok(())
             },
         )
@@ -436,15 +436,15 @@ pub(super) static REGISTERS: &[Register] = &[
     private(
         Name::CrInterceptControl,
         64,
-        |view, _| above_vtl0(view.vtl, 0),
+        |view, _| above_vtl0(view.vtl, view.state.registers.intercepts.control.into_bits()),
         |change, _, value| {
             above_vtl0(change.vtl, 0)?;
-            vsm::set_intercept_control(value.low)
+            intercepts::set_control(change, value.low)
         },
     ),
-    intercept_mask!(CrInterceptCr0Mask, 0),
-    intercept_mask!(CrInterceptCr4Mask, 1),
-    intercept_mask!(CrInterceptIa32MiscEnableMask, 2),
+    intercept_mask!(CrInterceptCr0Mask, cr0_mask),
+    intercept_mask!(CrInterceptCr4Mask, cr4_mask),
+    intercept_mask!(CrInterceptIa32MiscEnableMask, misc_enable_mask),
 ];
 
 /// A CPUID leaf of the hypervisor's as a register: EAX in bits 31:0 up to EDX in bits 127:96.

@@ -232,7 +232,7 @@ fn values_that_no_processor_can_hold_are_refused() {
         (RegisterName::MsrMtrrDefType, 2),
         (RegisterName::VsmVina, 1 << 8 | 15),
         (RegisterName::VsmVpSecureConfigVtl0, 4),
-        (RegisterName::CrInterceptControl, 1),
+        (RegisterName::CrInterceptControl, 1 << 25),
         (RegisterName::ExplicitSuspend, 2),
         (RegisterName::InterceptSuspend, 1),
         (RegisterName::InterruptState, 2),

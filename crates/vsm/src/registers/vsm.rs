@@ -1,11 +1,9 @@
 //! The registers of VSM (TLFS 15.3, 15.5, 15.8, 15.12.4, 15.13.4).
 
-use tlfs::vsm::{
-    CrInterceptControl, VsmCapabilities, VsmCodePageOffsets, VsmPartitionStatus, VsmVina, VsmVpSecureVtlConfig,
-    VsmVpStatus,
-};
+use tlfs::vsm::{VsmCapabilities, VsmCodePageOffsets, VsmPartitionStatus, VsmVina, VsmVpSecureVtlConfig, VsmVpStatus};
 use tlfs::{HvStatus, RegisterValue, Vtl, VtlSet};
 
+use super::intercepts::SecureIntercepts;
 use super::{Change, View};
 use crate::hypercall::Stop;
 use crate::vina::Known;
@@ -18,7 +16,7 @@ pub(crate) struct VtlRegisters {
     secure_config: [VsmVpSecureVtlConfig; Vtl::COUNT - 1],
     /// How the VTL is notified of interrupts of lower ones (TLFS 15.12.4).
     pub(crate) vina: VsmVina,
-    pub(super) intercept_masks: InterceptMasks,
+    pub(crate) intercepts: SecureIntercepts,
     /// HvRegisterExplicitSuspend: the VTL does not run.
     pub(crate) suspended: bool,
     /// HvRegisterInterceptSuspend, TlbFlushInhibit: others may not flush this VTL's TLB (TLFS 9.4.5).
@@ -48,9 +46,6 @@ impl VtlRegisters {
         any
     }
 }
-
-/// HvX64RegisterCrInterceptCr0Mask, Cr4Mask and Ia32MiscEnableMask.
-pub(super) type InterceptMasks = [u64; 3];
 
 impl Vp {
     /// Whether kernel and user execute of `vtl` are told apart on this VP (TLFS 15.10): one of the VTLs above asks for it.
@@ -149,14 +144,4 @@ pub(super) fn set_vina(change: &mut Change<'_>, value: u64) -> Result<(), Stop> 
     }
     state.registers.vina = vina;
     Ok(())
-}
-
-/// Nothing is intercepted: the engine contract reports no accesses of registers, and an intercept that never comes would
-/// make the guest believe in a protection that is not there.
-pub(super) fn set_intercept_control(value: u64) -> Result<(), Stop> {
-    if CrInterceptControl::from(value) == CrInterceptControl::new() {
-        Ok(())
-    } else {
-        Err(HvStatus::InvalidRegisterValue.into())
-    }
 }

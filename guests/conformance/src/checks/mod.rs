@@ -15,6 +15,7 @@ mod harness;
 mod intercept_access;
 mod intercept_delivery;
 mod intercept_message;
+mod intercept_register;
 mod ipi;
 mod local_apic;
 mod local_apic_modes;
@@ -112,6 +113,7 @@ pub const ALL: &[Group] = &[
     group(nothing, intercept_message::CHECKS),
     group(nothing, intercept_access::CHECKS),
     group(nothing, intercept_delivery::CHECKS),
+    group(nothing, intercept_register::CHECKS),
     group(nothing, translate::CHECKS),
     group(nothing, translate_lower::CHECKS),
     group(nothing, vtl_startup::CHECKS),

@@ -5,6 +5,7 @@ mod delivery;
 mod devices;
 mod features;
 mod floating;
+mod intercepts;
 mod protected;
 mod rights;
 mod second_level;
