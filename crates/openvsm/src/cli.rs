@@ -297,8 +297,16 @@ fn parse_only(text: &str) -> Result<String, &'static str> {
     }
 }
 
+const CONFORM_HELP: &str = "\
+A check that ends its guest, or is silent for two minutes, has failed, and a new guest goes on with the next check. After
+three silent ones the suite is given up.
+
+Exit status: 0 if checks passed and none failed, 1 if one failed; else as of `openvsm run`.
+";
+
 /// `openvsm conform`.
 #[derive(Debug, Args)]
+#[command(after_help = CONFORM_HELP)]
 pub struct Conform {
     /// Leave it at the checks whose name contains this, or whose section begins with it
     #[arg(long, value_name = "TEXT", value_parser = parse_only)]

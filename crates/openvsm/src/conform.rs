@@ -10,6 +10,9 @@ use crate::failure::{self, Failure};
 use crate::transcript::{self, End, What};
 use crate::{Status, engines, images, table};
 
+/// How many guests may hang before the suite is given up: each takes minutes.
+const MOST_HUNG: u32 = 3;
+
 /// Exit status of a suite in which a check failed.
 pub const CHECKS_FAILED: u8 = 1;
 
@@ -44,6 +47,8 @@ enum Verdict {
 }
 
 impl Verdict {
+    const ALL: [Self; 4] = [Self::Passed, Self::Failed, Self::Skipped, Self::NotEnforceable];
+
     /// The word by which the guest tells a verdict.
     fn from_word(word: &str) -> Option<Self> {
         Some(match word {
@@ -65,7 +70,7 @@ impl Verdict {
     }
 }
 
-/// Reads the suite's lines; the protocol is described in the guests' README.
+/// Reads the lines of one guest; the protocol is described in the guests' README.
 #[derive(Debug, Default)]
 struct Reader {
     checks: Vec<Check>,
@@ -98,34 +103,42 @@ impl Reader {
         }
     }
 
-    /// The report. A check that began and did not end has failed, and so has a suite that did not come to its end or
-    /// whose own count is another.
-    fn report(mut self, engine: &str, cpus: u32, ending: &str) -> Report {
-        let mut fail = |section, name, detail| {
-            self.checks.push(Check { section, name, result: Verdict::Failed, detail, us: 0 });
-        };
-        if let Some((section, name)) = self.begun.take() {
-            fail(section, name, format!("did not end: {ending}"));
-        } else if self.summary.is_none() {
-            fail("-".into(), "suite".into(), format!("did not come to its end: {ending}"));
-        }
-        let count = |verdict| self.checks.iter().filter(|check| check.result == verdict).count();
-        let [passed, failed, skipped, not_enforceable] =
-            [Verdict::Passed, Verdict::Failed, Verdict::Skipped, Verdict::NotEnforceable].map(count);
-        let counted = format!("passed={passed} failed={failed} skipped={skipped} unenforceable={not_enforceable}");
-        let mut report =
-            Report { engine: engine.into(), cpus, passed, failed, not_enforceable, skipped, checks: self.checks };
-        let miscounted = self.summary.filter(|summary| *summary != counted);
-        let miscounted = miscounted.map(|summary| format!("the guest counts {summary}, but its lines say {counted}"));
-        // A suite that found nothing to check has not passed.
-        let absent = self.absent.map(|reason| format!("no VSM to check: {reason}"));
-        for detail in miscounted.into_iter().chain(absent) {
-            let (section, name) = ("-".into(), "suite".into());
-            report.checks.push(Check { section, name, result: Verdict::Failed, detail, us: 0 });
-            report.failed += 1;
-        }
-        report
+    /// The check during which the guest ended.
+    fn broke_off_at(&self) -> Option<&str> {
+        self.begun.as_ref().map(|(_, name)| name.as_str())
     }
+
+    /// The checks. One that began and did not end has failed, and so has a suite that did not come to its end or whose
+    /// own count is another.
+    fn finish(mut self, ending: &str) -> Vec<Check> {
+        let failed = |section: &str, name: &str, detail| Check {
+            section: section.into(),
+            name: name.into(),
+            result: Verdict::Failed,
+            detail,
+            us: 0,
+        };
+        let [passed, failures, skipped, not_enforceable] = Verdict::ALL.map(|verdict| count(&self.checks, verdict));
+        let counted = format!("passed={passed} failed={failures} skipped={skipped} unenforceable={not_enforceable}");
+        if let Some((section, name)) = &self.begun {
+            self.checks.push(failed(section, name, format!("did not end: {ending}")));
+        } else if self.summary.is_none() {
+            self.checks.push(failed("-", "suite", format!("did not come to its end: {ending}")));
+        }
+        if let Some(summary) = self.summary.filter(|summary| *summary != counted) {
+            let detail = format!("the guest counts {summary}, but its lines say {counted}");
+            self.checks.push(failed("-", "suite", detail));
+        }
+        // A suite that found nothing to check has not passed.
+        if let Some(reason) = &self.absent {
+            self.checks.push(failed("-", "suite", format!("no VSM to check: {reason}")));
+        }
+        self.checks
+    }
+}
+
+fn count(checks: &[Check], verdict: Verdict) -> usize {
+    checks.iter().filter(|check| check.result == verdict).count()
 }
 
 /// `<section> <name> <verdict> <microseconds> <detail>`
@@ -138,6 +151,11 @@ fn parse_check(text: &str) -> Option<Check> {
 }
 
 impl Report {
+    fn new(engine: &str, cpus: u32, checks: Vec<Check>) -> Self {
+        let [passed, failed, skipped, not_enforceable] = Verdict::ALL.map(|verdict| count(&checks, verdict));
+        Self { engine: engine.into(), cpus, passed, failed, not_enforceable, skipped, checks }
+    }
+
     fn lines(&self) -> Vec<String> {
         let header = ["section", "check", "result", "time", ""].map(str::to_owned).to_vec();
         let row = |check: &Check| {
@@ -155,42 +173,65 @@ impl Report {
     }
 }
 
+/// Runs one guest of the suite, with `words` as its command line.
+fn run_guest(platform: &Platform, words: &str) -> Result<(Reader, End), Failure> {
+    let mut reader = Reader::default();
+    let end = transcript::run(images::CONFORMANCE, words, platform, false, |_, told| {
+        if let What::Line(line) = told.what {
+            reader.line(line);
+        }
+    })?;
+    for line in &reader.others {
+        eprintln!("guest: {line}");
+    }
+    if let End::Hung(states) = &end {
+        for state in states {
+            eprintln!("openvsm: the guest hung with VP {} in {}\n{state}", state.vp, state.vtl);
+        }
+    }
+    Ok((reader, end))
+}
+
+/// How a guest ended, in words.
+fn ending(end: &End) -> String {
+    match end {
+        End::Hung(_) => "the guest hung".to_owned(),
+        End::Outcome(Outcome::Died(death)) => format!("the guest died: {}", death.cause),
+        End::Outcome(Outcome::Exited(value)) => format!("the guest ended with value {value}"),
+        End::Outcome(Outcome::Failed(failure)) => failure.to_string(),
+        End::Outcome(_) => "the guest ended".to_owned(),
+    }
+}
+
 /// How the suite went.
 pub struct Suite {
     report: Report,
-    /// How the guest ended.
-    pub end: End,
+    /// How the last guest ended.
+    end: End,
 }
 
 impl Suite {
-    /// Runs the suite, or those checks that `only` picks. What it says beside its report, and where its VPs were if it hung, is told on standard error.
+    /// Runs the suite, or those checks that `only` picks. After a check that ends its guest or hangs, a new guest goes on
+    /// with the next one. What guests say beside their report, and where their VPs were if they hung, is told on standard
+    /// error.
     ///
     /// # Errors
     /// If the host has no resources left, or cannot do what the options ask for.
     pub fn run(platform: &Platform, only: Option<&str>) -> Result<Self, Failure> {
-        let mut reader = Reader::default();
-        let words = only.map(|text| format!("only={text}")).unwrap_or_default();
-        let end = transcript::run(images::CONFORMANCE, &words, platform, false, |_, told| {
-            if let What::Line(line) = told.what {
-                reader.line(line);
+        let mut checks = Vec::new();
+        let mut after: Option<String> = None;
+        let mut hung = 0;
+        loop {
+            let words = [only.map(|text| format!("only={text}")), after.map(|name| format!("after={name}"))];
+            let (reader, end) = run_guest(platform, &words.into_iter().flatten().collect::<Vec<_>>().join(" "))?;
+            hung += u32::from(matches!(end, End::Hung(_)));
+            after = reader.broke_off_at().map(str::to_owned);
+            checks.extend(reader.finish(&ending(&end)));
+            // Every guest comes at least one check farther.
+            if after.is_none() || hung == MOST_HUNG {
+                return Ok(Self { report: Report::new(platform.engine.as_str(), platform.cpus, checks), end });
             }
-        })?;
-        for line in &reader.others {
-            eprintln!("guest: {line}");
         }
-        let ending = match &end {
-            End::Hung(states) => {
-                for state in states {
-                    eprintln!("openvsm: the guest hung with VP {} in {}\n{state}", state.vp, state.vtl);
-                }
-                "the guest hung".to_owned()
-            }
-            End::Outcome(Outcome::Died(death)) => format!("the guest died: {}", death.cause),
-            End::Outcome(Outcome::Exited(value)) => format!("the guest ended with value {value}"),
-            End::Outcome(_) => "the guest ended".to_owned(),
-        };
-        let report = reader.report(platform.engine.as_str(), platform.cpus, &ending);
-        Ok(Self { report, end })
     }
 
     /// Whether checks passed, and none failed.
@@ -235,7 +276,7 @@ mod tests {
     fn read(lines: &[&str]) -> Report {
         let mut reader = Reader::default();
         lines.iter().for_each(|line| reader.line((*line).to_owned()));
-        reader.report("soft", 1, "it stopped")
+        Report::new("soft", 1, reader.finish("it stopped"))
     }
 
     const WHOLE: [&str; 7] = [
@@ -261,7 +302,7 @@ mod tests {
         let report = read(&WHOLE[..4]);
         assert_eq!((report.passed, report.failed), (1, 1));
         assert_eq!(report.checks[1].detail, "did not end: it stopped");
-        assert_eq!(read(&WHOLE[..3]).failed, 1);
+        assert_eq!(read(&WHOLE[..3]).failed, 1, "between two checks");
         assert_eq!(read(&[]).failed, 1);
     }
 

@@ -175,20 +175,23 @@ impl fmt::Display for Name {
     }
 }
 
+/// The value of a word `name=value` of the command line.
+fn argument(name: &str) -> Option<&'static [u8]> {
+    let value = |word: &'static str| word.strip_prefix(name)?.strip_prefix('=');
+    multiboot::command_line().split_whitespace().find_map(value).map(str::as_bytes)
+}
+
+/// A check's name as it is printed, letter by letter.
+fn letters(name: &[u8]) -> impl Iterator<Item = u8> {
+    name.iter().map(|&letter| if letter == b'_' { b'-' } else { letter })
+}
+
 /// Whether the command line wants this check: `only=TEXT` picks checks whose printed name contains TEXT, or whose section
 /// begins with it.
 fn wanted(check: &Check) -> bool {
-    let Some(text) = multiboot::command_line().split_whitespace().find_map(|word| word.strip_prefix("only=")) else {
-        return true;
-    };
-    let text = text.as_bytes();
-    let letters = |letter: &u8| if *letter == b'_' { b'-' } else { *letter };
+    let Some(text) = argument("only") else { return true };
     check.section.as_bytes().starts_with(text)
-        || check
-            .name
-            .as_bytes()
-            .windows(text.len().max(1))
-            .any(|part| part.iter().map(letters).eq(text.iter().copied()))
+        || check.name.as_bytes().windows(text.len().max(1)).any(|part| letters(part).eq(text.iter().copied()))
 }
 
 fn run_check(check: &Check, ready: &Outcome) -> Outcome {
@@ -206,9 +209,17 @@ fn run_check(check: &Check, ready: &Outcome) -> Outcome {
 /// Runs all checks of all groups and prints a line for each.
 pub fn run(groups: &[Group]) -> Summary {
     let mut summary = Summary::default();
+    // `after=NAME` leaves out all checks up to the one with this printed name.
+    let mut after = argument("after");
     for group in groups {
         let ready = exceptions::catch(group.prepare).unwrap_or_else(|exception| Err(exception.into()));
         for check in group.checks.iter().filter(|check| wanted(check)) {
+            if let Some(name) = after {
+                if letters(check.name.as_bytes()).eq(name.iter().copied()) {
+                    after = None;
+                }
+                continue;
+            }
             println!("begin {} {}", check.section, Name(check.name));
             let start = microseconds();
             let outcome = run_check(check, &ready);
