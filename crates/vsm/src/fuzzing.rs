@@ -9,7 +9,7 @@ mod register_access;
 mod source;
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use engine::fake::FakeEngine;
 use engine::registers::{CS, SS};
@@ -26,7 +26,7 @@ use self::guest::context;
 use self::interrupts::{FLUSHES, Translations};
 use self::ports::Ports;
 use self::source::Source;
-use crate::{Bare, Config, Entry, Partition, Vp};
+use crate::{Bare, Config, Entry, Partition, Vp, registers};
 
 /// Pages of RAM.
 const PAGES: u64 = 16;
@@ -41,7 +41,7 @@ const ASSIST_PAGE: u64 = 13;
 /// VTLs that the guest is offered.
 const VTLS: u8 = 3;
 /// Virtual processors.
-const VPS: u32 = 2;
+const VPS: u32 = 4;
 /// Where the guest's code is.
 const CODE: u64 = 0x1000;
 /// The length of VMCALL.
@@ -94,8 +94,8 @@ const MSRS: [u32; 36] = [
     0x830,
 ];
 
-/// Registers that are worth reading and writing by name.
-const REGISTERS: [RegisterName; 26] = [
+/// Registers that are worth reading and writing more often than others.
+const FAVOURITES: [RegisterName; 26] = [
     RegisterName::InterceptSuspend,
     RegisterName::InternalActivityState,
     RegisterName::VsmPartitionConfig,
@@ -124,15 +124,30 @@ const REGISTERS: [RegisterName; 26] = [
     RegisterName::VpAssistPage,
 ];
 
-/// Plays `data`, whatever it is.
+/// Plays `data`, whatever it is. Returns how many steps that were.
 ///
 /// # Panics
 /// When a rule is broken: that is the finding.
-pub fn drive(data: &[u8]) {
+pub fn drive(data: &[u8]) -> u64 {
     let mut source = Source::new(data);
     let mut driver = Driver::new(&mut source);
+    let mut steps = 0;
     while !source.is_empty() {
         driver.step(&mut source);
+        steps += 1;
+    }
+    steps
+}
+
+/// All registers.
+static NAMES: LazyLock<Vec<RegisterName>> = LazyLock::new(|| registers::names().collect());
+
+/// The name of a register: a favourite, any that there is, or anything.
+fn register_name(source: &mut Source<'_>) -> RegisterName {
+    match source.byte() % 4 {
+        0 => RegisterName(source.word() as u32),
+        1 => NAMES[source.below(NAMES.len() as u64) as usize],
+        _ => FAVOURITES[source.below(FAVOURITES.len() as u64) as usize],
     }
 }
 
@@ -327,7 +342,7 @@ impl Driver {
         let header = Self::register_header(source);
         let associations: Vec<RegisterAssociation> = (0..=source.below(3))
             .map(|_| RegisterAssociation {
-                name: source.pick(&REGISTERS).unwrap_or_else(|| RegisterName(source.word() as u32)),
+                name: register_name(source),
                 reserved: [0; 3],
                 value: match source.byte() % 4 {
                     0 => (source.small() | 0x1E).into(),
@@ -345,9 +360,7 @@ impl Driver {
 
     fn get_registers(&mut self, vp: usize, source: &mut Source<'_>) {
         let header = Self::register_header(source);
-        let names: Vec<RegisterName> = (0..=source.below(8))
-            .map(|_| source.pick(&REGISTERS).unwrap_or_else(|| RegisterName(source.word() as u32)))
-            .collect();
+        let names: Vec<RegisterName> = (0..=source.below(8)).map(|_| register_name(source)).collect();
         let input = [header.as_bytes(), names.as_bytes()].concat();
         self.hypercall(vp, HypercallInput::rep(CallCode::GetVpRegisters, names.len() as u16), &input);
     }

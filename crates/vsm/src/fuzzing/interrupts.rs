@@ -115,7 +115,7 @@ impl Driver {
         if !self.is_legible(vp) {
             return;
         }
-        let (address_space, processor_mask) = (source.small() << 12, u64::from(source.byte() & 7));
+        let (address_space, processor_mask) = (source.small() << 12, u64::from(source.byte() & 0x1F));
         let flags = FlushFlags::from_bits(source.small() & 7);
         let code = FLUSHES[source.below(4) as usize];
         let pages: Vec<u64> = (0..=source.below(20)).map(|_| source.small()).collect();

@@ -134,6 +134,12 @@ struct Register {
     reset: Option<u64>,
 }
 
+/// The names of all registers that there are.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn names() -> impl Iterator<Item = RegisterName> {
+    table::REGISTERS.iter().flat_map(|register| (0..register.count).map(|index| RegisterName(register.first.0 + index)))
+}
+
 impl Register {
     /// The entry of a name, and the name's index in its family.
     fn find(name: RegisterName) -> Option<(&'static Self, usize)> {
