@@ -13,7 +13,7 @@ use crate::connections::Letter;
 use crate::partition::lock;
 use crate::reference_time::ReferenceClock;
 use crate::synic::{self, Readiness};
-use crate::tlb::{Flush, Passes, TlbLock};
+use crate::tlb::{Flush, Passes, SharedTlb};
 use crate::vp::VtlState;
 use crate::{Partition, Vp};
 
@@ -40,7 +40,7 @@ struct VtlInbox {
     event_flags: OnceLock<Arc<dyn OverlayPage>>,
     letters: Mutex<Letters>,
     flush: Mutex<Flush>,
-    tlb: TlbLock,
+    tlb: SharedTlb,
 }
 
 /// What reaches a local APIC from outside.
@@ -150,8 +150,8 @@ impl Inbox {
         Self { waiting: AtomicU32::new(0), passes: Passes::default(), vtls }
     }
 
-    /// Whether the TLB of a VTL may be flushed.
-    pub(crate) fn tlb(&self, vtl: Vtl) -> Option<&TlbLock> {
+    /// What others see of the TLB of a VTL.
+    pub(crate) fn tlb(&self, vtl: Vtl) -> Option<&SharedTlb> {
         Some(&self.vtls.get(vtl.index())?.tlb)
     }
 

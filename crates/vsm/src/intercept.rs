@@ -36,6 +36,8 @@ impl Vp {
         let denier = |among: VtlSet| self.partition.denier(from, fault.gpa, attempt, among);
         if let Some(to) = denier(self.enabled_vtls()) {
             let message = self.message(from, fault);
+            // Who completes the instruction must find the translation that it used (TLFS 9.1.5).
+            self.inhibit_tlb_flushes(from, true);
             self.partition.observe(self.index(), from, now, Observed::MemoryIntercept { to, fault: *fault });
             self.post_intercept(
                 to,

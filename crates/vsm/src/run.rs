@@ -70,7 +70,7 @@ impl Vp {
         let (state, partition) = self.active_in_partition();
         state.inject(partition.platform());
         let runs = state.activity == Activity::Running && !state.registers.suspended;
-        let runs = runs && !self.is_stalled(self.active_vtl());
+        let runs = runs && !self.waits_for_tlb_locks(self.active_vtl());
         self.runtime.set_running(runs, now);
         runs
     }

@@ -9,6 +9,7 @@ use tlfs::hypercalls::register::RegisterAssociation;
 use tlfs::registers::InternalActivityState;
 use tlfs::{RegisterName, Vtl, VtlSet};
 
+use crate::tlb::LockWait;
 use crate::{Partition, Vp};
 
 /// CR0.NW and CR0.CD, which INIT leaves alone.
@@ -63,7 +64,7 @@ impl Vp {
         let bootstrap = state.apic.is_bootstrap();
         state.show_task_priority();
         state.registers.page_fault_address = None;
-        self.set_stalled(Vtl::ZERO, false);
+        state.lock_wait = LockWait::default();
         self.set_activity(Vtl::ZERO, if bootstrap { Activity::Running } else { Activity::StartUp });
         self.publish_routing(Vtl::ZERO);
     }

@@ -46,14 +46,11 @@ impl Vp {
         self.switch(to, SwitchReason::Return { fast }, now);
         let Some((higher, lower)) = self.two_states(from, to) else { return };
         higher.entered = false;
-        let unlocks = higher.registers.release_tlb_locks();
         if !fast {
             let long = higher.vcpu.mode_registers().long_code();
             assist_page::restore(higher.assist.page(), lower.vcpu.as_mut(), long);
         }
-        if unlocks {
-            from.lower().for_each(|lower| self.publish_tlb_lock(lower));
-        }
+        self.release_tlbs(from, to);
     }
 
     /// Enters a higher VTL.

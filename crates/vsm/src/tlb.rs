@@ -9,16 +9,22 @@
 //! who asks fills the inbox and then reads the count. Both are sequentially consistent, so either the VP sees the flush
 //! or its count is seen to be odd.
 
+mod lock;
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;
+mod wait;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{self, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
 use engine::PAGE_SHIFT;
 use tlfs::Vtl;
 use tlfs::memory::GvaRange;
 
+use self::lock::{TlbLock, Waiting};
+pub(crate) use self::wait::LockWait;
 use crate::{Partition, Vp};
 
 /// Most pages that are flushed one by one; a flush of more is a flush of everything.
@@ -103,12 +109,13 @@ impl Passes {
     }
 }
 
-/// Whether flushes of the TLB of a VP in a VTL must wait, and whether that VTL waits for another's.
+/// What others see of the TLB of a VP in a VTL.
 #[derive(Default)]
-pub(crate) struct TlbLock {
-    locked: AtomicBool,
-    /// The VTL is to make a flush call again when a lock is lifted.
-    stalled: AtomicBool,
+pub(crate) struct SharedTlb {
+    /// Whether flushes of it must wait.
+    lock: TlbLock,
+    /// Whether the VTL waits for the locks of others.
+    waiting: Waiting,
 }
 
 /// A VP that has to leave the guest, and the pass that it is in.
@@ -118,19 +125,11 @@ pub(crate) struct Awaited {
 }
 
 impl Vp {
-    /// Flushes the TLBs of the VPs `targets` in `vtl`, the VTL that asks and is active. Returns whether that is done, or
-    /// under way: if a TLB is locked nothing is flushed, and the VTL does not go on before it should ask again (TLFS
-    /// 15.5.2.2).
-    pub(crate) fn flush(&mut self, vtl: Vtl, targets: impl Iterator<Item = u32> + Clone, flush: &Flush) -> bool {
+    /// Flushes the TLBs of the VPs `targets` in `vtl`, the VTL that asks and is active. It does not go on before that is
+    /// done, nor while a TLB is locked.
+    pub(crate) fn flush(&mut self, vtl: Vtl, targets: impl Iterator<Item = u32> + Clone, flush: &Flush) {
         let partition = std::sync::Arc::clone(self.partition());
-        if targets.clone().any(|vp| partition.is_tlb_locked(vp, vtl)) {
-            self.set_stalled(vtl, true);
-            // The lock may have been lifted before anybody could see that this VP waits.
-            if targets.clone().any(|vp| partition.is_tlb_locked(vp, vtl)) {
-                return false;
-            }
-            self.set_stalled(vtl, false);
-        }
+        self.wait_for_tlb_locks(vtl, targets.clone());
         for vp in targets {
             if vp == self.index() {
                 if let Some(state) = self.state_mut(vtl) {
@@ -140,7 +139,6 @@ impl Vp {
                 self.awaited.push(Awaited { vp, pass });
             }
         }
-        true
     }
 
     /// Whether all VPs that were told to flush have left the guest since.
@@ -152,28 +150,6 @@ impl Vp {
             });
         }
         self.awaited.is_empty()
-    }
-
-    /// Whether a VTL has to make a flush call again, and must not yet.
-    pub(crate) fn is_stalled(&self, vtl: Vtl) -> bool {
-        self.inbox().tlb(vtl).is_some_and(|tlb| tlb.stalled.load(Ordering::SeqCst))
-    }
-
-    pub(crate) fn set_stalled(&self, vtl: Vtl, stalled: bool) {
-        if let Some(tlb) = self.inbox().tlb(vtl) {
-            tlb.stalled.store(stalled, Ordering::SeqCst);
-        }
-    }
-
-    /// Tells others whether they may flush the TLB of a VTL, after a register that says so changed: a higher VTL locked
-    /// it (TLFS 15.5.2.2), or it is inhibited (TLFS 9.1.5).
-    pub(crate) fn publish_tlb_lock(&self, vtl: Vtl) {
-        let (Some(state), Some(tlb)) = (self.state(vtl), self.inbox().tlb(vtl)) else { return };
-        let mut above = self.enabled_vtls().above(vtl).iter().filter_map(|higher| self.state(higher));
-        let locked = state.registers.tlb_flush_inhibited || above.any(|state| state.registers.locks_tlb(vtl));
-        if tlb.locked.swap(locked, Ordering::SeqCst) && !locked {
-            self.partition.resume_flushes(vtl);
-        }
     }
 }
 
@@ -191,11 +167,6 @@ impl crate::vp::VtlState {
 }
 
 impl Partition {
-    fn is_tlb_locked(&self, vp: u32, vtl: Vtl) -> bool {
-        let tlb = self.inboxes().get(vp as usize).and_then(|inbox| inbox.tlb(vtl));
-        tlb.is_some_and(|tlb| tlb.locked.load(Ordering::SeqCst))
-    }
-
     /// Asks a VP to flush. If it is inside the guest it is told to leave, and the pass is returned that must end.
     fn request_flush(&self, vp: u32, vtl: Vtl, flush: &Flush) -> Option<u64> {
         if !self.enabled_on(vp).contains(vtl) {
@@ -206,14 +177,5 @@ impl Partition {
         let pass = inbox.passes.current()?;
         self.platform().wake(vp);
         Some(pass)
-    }
-
-    /// Lets the VPs go on that wait for a TLB of `vtl` to be unlocked.
-    fn resume_flushes(&self, vtl: Vtl) {
-        for (inbox, vp) in self.inboxes().iter().zip(0..) {
-            if inbox.tlb(vtl).is_some_and(|tlb| tlb.stalled.swap(false, Ordering::SeqCst)) {
-                self.platform().wake(vp);
-            }
-        }
     }
 }

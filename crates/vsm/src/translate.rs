@@ -94,8 +94,7 @@ fn translate(call: &mut Call<'_>, input: &Input) -> Result<Outcome, Stop> {
         Ok(translation) => {
             let outcome = found(state, &translation);
             if flags.tlb_flush_inhibit() {
-                vp.state_mut(vtl).ok_or(HvStatus::InvalidVtlState)?.registers.tlb_flush_inhibited = true;
-                vp.publish_tlb_lock(vtl);
+                vp.inhibit_tlb_flushes(vtl, true);
             }
             Ok(outcome)
         }

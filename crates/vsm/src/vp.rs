@@ -16,7 +16,7 @@ use crate::runtime::Runtime;
 use crate::startup::Activity;
 use crate::synic::Synic;
 use crate::timers::Timers;
-use crate::tlb::Awaited;
+use crate::tlb::{Awaited, LockWait};
 use crate::vina::Known;
 use crate::{Error, Partition, interrupts};
 
@@ -64,6 +64,8 @@ pub(crate) struct VtlState {
     pub(crate) window: bool,
     /// The interrupts of lower VTLs that the VTL is not notified of again.
     pub(crate) known: Known,
+    /// What it waits for before it goes on.
+    pub(crate) lock_wait: LockWait,
 }
 
 impl Vp {
@@ -119,6 +121,7 @@ impl Vp {
             eoi_assisted: false,
             window: false,
             known: Known::default(),
+            lock_wait: LockWait::default(),
         };
         self.enabled.insert(vtl);
         self.partition.set_enabled_on(self.index, self.enabled);

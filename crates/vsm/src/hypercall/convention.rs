@@ -10,7 +10,7 @@ use crate::code_page::{self, Switch};
 
 /// Which registers carry what, after the caller's mode: EFER.LMA and CS.L (TLFS 3.7.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Convention {
+pub(crate) enum Convention {
     /// RCX, RDX, R8; result in RAX.
     Long,
     /// EDX:EAX, EBX:ECX, EDI:ESI; result in EDX:EAX.
@@ -21,7 +21,7 @@ pub(super) enum Convention {
 pub(super) type Block = [u8; XMM_FAST_BYTES];
 
 impl Convention {
-    pub(super) fn of(vcpu: &dyn Vcpu) -> Self {
+    pub(crate) fn of(vcpu: &dyn Vcpu) -> Self {
         if vcpu.mode_registers().long_code() { Self::Long } else { Self::Legacy }
     }
 
@@ -83,8 +83,14 @@ impl Convention {
         self.get(vcpu, R8, (RDI, RSI))
     }
 
-    pub(super) fn set_result(self, vcpu: &mut dyn Vcpu, result: HypercallResult) {
+    fn set_result(self, vcpu: &mut dyn Vcpu, result: HypercallResult) {
         self.set(vcpu, RAX, (RDX, RAX), result.into());
+    }
+
+    /// Ends a call with its result: RIP moves behind the instruction of `length` bytes.
+    pub(crate) fn complete(self, vcpu: &mut dyn Vcpu, result: HypercallResult, length: u8) {
+        self.set_result(vcpu, result);
+        super::advance(vcpu, length);
     }
 
     /// The parameter block of a fast call.

@@ -109,6 +109,6 @@ fn flush(call: &mut Call<'_>, flags: FlushFlags, set: VpSet<'_>, what: &Flush) -
         return Err(HvStatus::InvalidParameter.into());
     }
     let vtl = call.vtl();
-    let done = call.vp.flush(vtl, targets.filter(|&vp| vp < vps), what);
-    if done { Ok(()) } else { Err(Stop::Again) }
+    call.vp.flush(vtl, targets.filter(|&vp| vp < vps), what);
+    Ok(())
 }

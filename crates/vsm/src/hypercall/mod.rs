@@ -19,7 +19,7 @@ use tlfs::vsm::VtlReturnInput;
 use tlfs::{CallCode, HvStatus, HypercallInput, HypercallResult, PartitionId, VpIndex, Vtl};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use self::convention::Convention;
+pub(crate) use self::convention::Convention;
 use self::definition::Definition;
 pub(crate) use self::interrupt::fixed_vector;
 pub(crate) use self::parser::Buffers;
@@ -230,7 +230,8 @@ impl Vp {
             return Ok(Disposition::Handled);
         }
         let control = HypercallInput::from(convention.control(self.active().vcpu.as_ref()));
-        let outcome = match find(control.code()) {
+        let code = control.code();
+        let outcome = match find(code) {
             None => Outcome::Complete(HypercallResult::simple(HvStatus::InvalidHypercallCode)),
             Some(definition) if !self.partition.grants(definition.privileges) => {
                 Outcome::Complete(HypercallResult::simple(HvStatus::AccessDenied))
@@ -238,13 +239,15 @@ impl Vp {
             Some(definition) => parser::execute(self, other, convention, control, definition, now)?,
         };
         // The call may have switched nothing: the VTL that made it is still the active one.
+        let waits = matches!(outcome, Outcome::Complete(result) if self.suspend_call(result, length));
         let vcpu = self.active_mut().vcpu.as_mut();
         let mut disposition = Disposition::Handled;
         let (status, reps) = match outcome {
             Outcome::Complete(result) => {
-                convention.set_result(vcpu, result);
-                advance(vcpu, length);
-                if control.code() == CallCode::NotifyLongSpinWait {
+                if !waits {
+                    convention.complete(vcpu, result, length);
+                }
+                if code == CallCode::NotifyLongSpinWait {
                     disposition = Disposition::Yield;
                 }
                 (Some(result.status()), result.reps_completed())
@@ -272,7 +275,6 @@ impl Vp {
                 return self.memory_fault(&fault, now);
             }
         };
-        let code = control.code();
         self.partition.observe(
             self.index(),
             vtl,

@@ -202,8 +202,7 @@ pub(super) static REGISTERS: &[Register] = &[
         64,
         |view, _| Ok(events::intercept_suspend(view.state.registers.tlb_flush_inhibited).into()),
         |change, _, value| {
-            change.state().registers.tlb_flush_inhibited = events::tlb_flush_inhibited(value.low)?;
-            change.vp.publish_tlb_lock(change.vtl);
+            change.vp.inhibit_tlb_flushes(change.vtl, events::tlb_flush_inhibited(value.low)?);
             Ok(())
         },
     ),
@@ -433,6 +432,12 @@ pub(super) static REGISTERS: &[Register] = &[
     register(Name::VsmVpSecureConfigVtl0, 15, Scope::Private, 64, vsm::secure_config, |change, index, value| {
         vsm::set_secure_config(change, index, value.low)
     }),
+    private(
+        Name::VsmVpWaitForTlbLock,
+        64,
+        |view, _| Ok(vsm::wait_for_tlb_lock(view).into()),
+        |change, _, value| Ok(vsm::set_wait_for_tlb_lock(change, value.low)?),
+    ),
     private(
         Name::CrInterceptControl,
         64,

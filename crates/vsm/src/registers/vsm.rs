@@ -1,6 +1,9 @@
 //! The registers of VSM (TLFS 15.3, 15.5, 15.8, 15.12.4, 15.13.4).
 
-use tlfs::vsm::{VsmCapabilities, VsmCodePageOffsets, VsmPartitionStatus, VsmVina, VsmVpSecureVtlConfig, VsmVpStatus};
+use tlfs::vsm::{
+    VsmCapabilities, VsmCodePageOffsets, VsmPartitionStatus, VsmVina, VsmVpSecureVtlConfig, VsmVpStatus,
+    VsmVpWaitForTlbLock,
+};
 use tlfs::{HvStatus, RegisterValue, Vtl, VtlSet};
 
 use super::intercepts::SecureIntercepts;
@@ -128,6 +131,24 @@ pub(super) fn set_secure_config(change: &mut Change<'_>, index: usize, value: u6
     let lower = Vtl::from_bits(index as u8);
     change.vp.update_mode_based_execute(lower);
     change.vp.publish_tlb_lock(lower);
+    Ok(())
+}
+
+/// A VTL above can have the VTL wait for what the other VPs do with its page tables: until each of those that hold a lock
+/// of the VTL's TLB now (TLFS 15.5.2.2) has given it up.
+pub(super) fn wait_for_tlb_lock(view: &View<'_>) -> VsmVpWaitForTlbLock {
+    VsmVpWaitForTlbLock::new().with_wait(view.state.lock_wait.is_on())
+}
+
+pub(super) fn set_wait_for_tlb_lock(change: &mut Change<'_>, value: u64) -> Result<(), HvStatus> {
+    let register = VsmVpWaitForTlbLock::from(value);
+    if register.reserved() != 0 {
+        return Err(HvStatus::InvalidRegisterValue);
+    }
+    if register.wait() {
+        let vps = change.vp.partition().config().vps;
+        change.vp.wait_for_tlb_locks(change.vtl, 0..vps);
+    }
     Ok(())
 }
 

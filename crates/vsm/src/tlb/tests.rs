@@ -6,13 +6,12 @@ use engine::fake::{FakeEngine, FakeVcpu};
 use tlfs::hypercalls::flush::{FlushVirtualAddressSpace, FlushVirtualAddressSpaceEx};
 use tlfs::memory::{FlushFlags, GvaRange};
 use tlfs::vp_set::{FORMAT_ALL, FORMAT_SPARSE, VpSetHeader};
-use tlfs::vsm::VsmVpSecureVtlConfig;
-use tlfs::{CallCode, HvStatus, HypercallInput, RegisterName, Vtl, msr};
+use tlfs::{CallCode, HvStatus, HypercallInput, Vtl};
 use zerocopy::IntoBytes;
 
 use super::{Flush, MOST_PAGES};
 use crate::startup::Activity;
-use crate::testing::{Guest, HYPERCALL_PAGE, INPUT, vtl};
+use crate::testing::Guest;
 use crate::{Config, Entry, Partition, Platform};
 
 const CR3: u64 = 0x1000;
@@ -169,67 +168,6 @@ fn parameters_are_checked() {
     assert_eq!(list(&mut guest, flags(4), 1, &[0]), (HvStatus::InvalidParameter, 0), "makes no sense for a list");
 }
 
-/// A guest with VTL1 on VP 1, in VTL1 there, and VP 0 in VTL0.
-fn guest_with_vtl1_on_vp_1() -> Guest {
-    let mut guest = guest(2);
-    assert!(guest.enter(0) && guest.enter(1));
-    guest.enable_vtl(1, 1);
-    guest.vtl_call(1);
-    assert!(guest.write_msr(1, msr::GUEST_OS_ID, 1) && guest.write_msr(1, msr::HYPERCALL, HYPERCALL_PAGE | 1));
-    assert!(guest.enter(1));
-    guest.exit(1, Exit::Interrupted);
-    guest.exit(0, Exit::Interrupted);
-    guest
-}
-
-fn lock(guest: &mut Guest, locked: bool) {
-    let config = VsmVpSecureVtlConfig::new().with_tlb_locked(locked);
-    let register = (RegisterName::VsmVpSecureConfigVtl0, u64::from(config).into());
-    guest.vps[1].set_register(vtl(1), register, 0).expect("a valid value");
-}
-
-/// VP 0 flushes VP 1; returns whether the call is complete.
-fn flush_vp_1(guest: &mut Guest) -> bool {
-    let rip = guest.vcpu(0).general().rip;
-    let input = FlushVirtualAddressSpace { address_space: CR3, flags: flags(0), processor_mask: 0b10 };
-    guest.space(0).write(INPUT, input.as_bytes()).expect("writable parameters");
-    guest.vmcall(0, HypercallInput::simple(CallCode::FlushVirtualAddressSpace).into(), INPUT, 0);
-    guest.vcpu(0).general().rip != rip
-}
-
-#[test]
-fn a_locked_tlb_holds_the_vtl_that_asks_until_it_is_unlocked() {
-    type Unlock = fn(&mut Guest);
-    let unlocks: [Unlock; 3] = [
-        |guest| lock(guest, false),
-        // TLFS 15.5.2.2: a return releases all locks.
-        |guest| guest.vtl_return(1, true),
-        |guest| guest.vps[1].reset_registers(vtl(1), 0).expect("no failure"),
-    ];
-    for (way, unlock) in unlocks.into_iter().enumerate() {
-        let mut guest = guest_with_vtl1_on_vp_1();
-        lock(&mut guest, true);
-        assert!(!flush_vp_1(&mut guest));
-        assert!(!guest.enter(0), "it is suspended");
-        assert!(flushed(&mut guest, 1).is_empty());
-        unlock(&mut guest);
-        assert!(guest.enter(0), "and makes the call again: {way}");
-        assert!(flush_vp_1(&mut guest) && guest.enter(0));
-    }
-}
-
-#[test]
-fn an_inhibited_tlb_is_as_good_as_locked() {
-    let mut guest = guest_with_vtl1_on_vp_1();
-    let inhibit = |guest: &mut Guest, value: u64| {
-        guest.vps[1].set_register(Vtl::ZERO, (RegisterName::InterceptSuspend, value.into()), 0).expect("valid");
-    };
-    inhibit(&mut guest, 2);
-    assert!(!flush_vp_1(&mut guest) && !guest.enter(0));
-    inhibit(&mut guest, 0);
-    assert!(guest.enter(0) && flush_vp_1(&mut guest));
-}
-
 /// A platform that makes guests leave by a flag.
 #[derive(Default)]
 struct Kicks([AtomicBool; 2]);
@@ -282,7 +220,7 @@ fn nobody_executes_with_what_was_flushed() {
             vp.exit(Exit::Interrupted, 0).expect("no failure");
             if round % 3 == u64::from(index) {
                 pending = Some(newest.fetch_add(1, Ordering::SeqCst) + 1);
-                assert!(vp.flush(Vtl::ZERO, 0..2, &Flush::Everything));
+                vp.flush(Vtl::ZERO, 0..2, &Flush::Everything);
             }
         }
         // It waits for nobody any more, and nobody for it.
@@ -296,13 +234,13 @@ fn nobody_executes_with_what_was_flushed() {
 
 #[test]
 fn a_flush_is_of_the_callers_vtl() {
-    let mut guest = guest_with_vtl1_on_vp_1();
-    flushed(&mut guest, 1);
-    assert_eq!(space(&mut guest, 1, flags(1), 0), HvStatus::Success);
-    let vcpu = guest.vcpu(1).as_any_mut().downcast_mut::<FakeVcpu>().expect("a fake");
+    let mut guest = guest(1);
+    guest.enable_vtl(0, 1);
+    guest.vtl_call(0);
+    guest.enable_hypercalls();
+    flushed(&mut guest, 0);
+    assert_eq!(space(&mut guest, 0, flags(1), 0), HvStatus::Success);
+    let vcpu = guest.vcpu(0).as_any_mut().downcast_mut::<FakeVcpu>().expect("a fake");
     assert_eq!(vcpu.take_flushes(), [None]);
-    assert!(flushed(&mut guest, 1).is_empty(), "VTL0 keeps what it has");
-    // VP 0 has no VTL1, and nothing to flush.
-    assert!(guest.enter(1) && guest.enter(0));
-    assert!(flushed(&mut guest, 0).is_empty());
+    assert!(flushed(&mut guest, 0).is_empty(), "VTL0 keeps what it has");
 }

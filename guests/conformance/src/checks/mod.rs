@@ -46,6 +46,7 @@ mod third_vtl_interrupts;
 mod third_vtl_memory;
 mod timer_direct;
 mod timer_message;
+mod tlb_lock;
 mod translate;
 mod translate_lower;
 mod vtl_apic;
@@ -124,6 +125,7 @@ pub const ALL: &[Group] = &[
     group(vtl_timers::prepare, vtl_timers::CHECKS),
     group(devices::prepare, devices::CHECKS),
     group(vtl_flush::prepare, vtl_flush::CHECKS),
+    group(tlb_lock::prepare, tlb_lock::CHECKS),
     group(registers_other::prepare, registers_other::CHECKS),
     group(protection_other::prepare, protection_other::CHECKS),
     group(third_vtl::prepare, third_vtl::CHECKS),
