@@ -170,7 +170,8 @@ pub struct Run {
     /// The port that ends the guest when it writes a value there, or none
     #[arg(long, value_name = "PORT", default_value = "0xf4", value_parser = ExitPort::from_str)]
     pub exit_port: ExitPort,
-    /// Write a trace of VTL switches, hypercalls and intercepts for Perfetto or chrome://tracing to a file
+    /// Write a trace of VTL switches, hypercalls, intercepts, interrupts and waits for Perfetto or chrome://tracing to a
+    /// file
     ///
     /// The file is written when the guest ends. There is a track for every processor and VTL. Of very long runs the newest
     /// million events are kept.

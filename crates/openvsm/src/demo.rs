@@ -55,7 +55,9 @@ fn line(clock: &dyn Clock, told: &Told) -> Option<String> {
                 observation.vtl,
                 Phrase(&observation.what)
             )),
-            Observed::Switch { .. } | Observed::Hypercall { .. } => None,
+            Observed::Switch { .. } | Observed::Hypercall { .. } | Observed::Interrupt(_) | Observed::Activity(_) => {
+                None
+            }
         },
     }
 }

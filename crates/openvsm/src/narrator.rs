@@ -21,6 +21,10 @@ impl Narrator {
 impl Observer for Narrator {
     fn observe(&self, observation: &Observation) {
         let Observation { now, vp, vtl, what } = observation;
+        // There are too many of these to read.
+        if matches!(what, Observed::Interrupt(_) | Observed::Activity(_)) {
+            return;
+        }
         let seconds = *now as f64 / self.tsc_frequency as f64;
         let line = format!("{seconds:12.6} s  VP{vp} {vtl}  {}\n", Phrase(what));
         // Nobody listens if it fails.
@@ -68,6 +72,8 @@ impl fmt::Display for Phrase<'_> {
                 }
             }
             Observed::RegisterIntercept { to, access } => write!(formatter, "intercept for {to}: {access}"),
+            Observed::Interrupt(event) => write!(formatter, "{event:?}"),
+            Observed::Activity(activity) => write!(formatter, "{activity:?}"),
         }
     }
 }

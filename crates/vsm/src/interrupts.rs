@@ -103,10 +103,11 @@ impl VtlState {
         self.apic.signals().nmi || self.apic.pending_interrupt().is_some()
     }
 
-    /// Gives the vCPU the interrupt that is due, if it can take it now, or asks to be told when it can.
-    pub(crate) fn inject(&mut self, platform: &dyn Platform) {
+    /// Gives the vCPU the interrupt that is due, if it can take it now, or asks to be told when it can. Returns what it
+    /// was given.
+    pub(crate) fn inject(&mut self, platform: &dyn Platform) -> Option<Event> {
         if self.activity == Activity::StartUp {
-            return;
+            return None;
         }
         let vcpu = self.vcpu.as_mut();
         // A higher VTL may have queued an event while this one was halted. An interrupt that arrives ends idleness, whether
@@ -115,10 +116,11 @@ impl VtlState {
             self.activity = Activity::Running;
         }
         let mut waiting = false;
+        let mut injected = None;
         if self.apic.signals().nmi {
             if vcpu.pending_event().is_none() {
                 self.apic.signals().nmi = false;
-                vcpu.inject(Event::Nmi);
+                vcpu.inject(*injected.insert(Event::Nmi));
                 self.activity = Activity::Running;
             } else {
                 waiting = true;
@@ -127,7 +129,7 @@ impl VtlState {
         if self.apic.external_interrupt() {
             if vcpu.interruptible() {
                 self.apic.accept_external();
-                vcpu.inject(Event::Interrupt { vector: platform.acknowledge_interrupt() });
+                vcpu.inject(*injected.insert(Event::Interrupt { vector: platform.acknowledge_interrupt() }));
                 self.activity = Activity::Running;
             } else {
                 waiting = true;
@@ -135,7 +137,7 @@ impl VtlState {
         }
         if let Some(vector) = self.apic.pending_interrupt() {
             if vcpu.interruptible() {
-                vcpu.inject(Event::Interrupt { vector });
+                vcpu.inject(*injected.insert(Event::Interrupt { vector }));
                 self.accept(vector);
                 waiting |= self.apic.pending_interrupt().is_some();
             } else {
@@ -146,6 +148,7 @@ impl VtlState {
             self.window = waiting;
             self.vcpu.request_interrupt_window(waiting);
         }
+        injected
     }
 
     /// Acknowledges an interrupt. One of a SINT with auto-EOI ends at once (TLFS 11.8.5), as does a notification with it

@@ -46,7 +46,7 @@ pub use config::{Config, Profile};
 pub use crash::Crash;
 pub use error::Error;
 pub use exit::Disposition;
-pub use observe::{Observation, Observed, Observer, SwitchReason};
+pub use observe::{Observation, Observed, Observer, SwitchReason, VpActivity};
 pub use partition::Partition;
 pub use platform::{Bare, Platform};
 pub use registers::NamedValue;

@@ -1,6 +1,7 @@
-//! What the rules tell whoever wants to watch: VTL switches, hypercalls and intercepts, as they happen.
+//! What the rules tell whoever wants to watch: VTL switches, hypercalls, intercepts, interrupts and when a VP waits, as
+//! they happen.
 
-use engine::{MemoryFault, RegisterAccess};
+use engine::{Event, MemoryFault, RegisterAccess};
 
 use tlfs::{CallCode, HvStatus, Vtl};
 
@@ -56,6 +57,10 @@ pub enum Observed {
         /// What was tried.
         fault: MemoryFault,
     },
+    /// The VTL got an interrupt from one of its controllers.
+    Interrupt(Event),
+    /// The VP stopped executing, or executes again.
+    Activity(VpActivity),
     /// An access of a register by the VTL was intercepted by a higher one (TLFS 15.13.4).
     RegisterIntercept {
         /// The VTL that is told.
@@ -63,6 +68,24 @@ pub enum Observed {
         /// What was tried.
         access: RegisterAccess,
     },
+}
+
+/// What a VP does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum VpActivity {
+    /// It waits to be started.
+    #[default]
+    NotStarted,
+    /// It executes the active VTL's code.
+    Running,
+    /// The active VTL executed HLT.
+    Halted,
+    /// The active VTL read HV_X64_MSR_GUEST_IDLE (TLFS 7.5).
+    Idle,
+    /// The active VTL is suspended (HvRegisterExplicitSuspend).
+    Suspended,
+    /// The active VTL waits for a TLB lock (TLFS 15.5.2.2).
+    WaitsForTlbLock,
 }
 
 /// Why a VP switched to another VTL.

@@ -8,7 +8,7 @@ use tlfs::Vtl;
 use tlfs::message::Message;
 
 use crate::startup::Activity;
-use crate::{Error, SwitchReason, Vp};
+use crate::{Error, Observed, SwitchReason, Vp, VpActivity};
 
 /// RFLAGS.IF.
 const RFLAGS_IF: u64 = 1 << 9;
@@ -61,6 +61,7 @@ impl Vp {
             self.take_startup_signals();
         }
         if !self.is_started() {
+            self.note_activity(VpActivity::NotStarted, now);
             return false;
         }
         if let Some((vtl, reason)) = self.due_above() {
@@ -68,11 +69,38 @@ impl Vp {
         }
         self.notify_of_lower_interrupts();
         let (state, partition) = self.active_in_partition();
-        state.inject(partition.platform());
-        let runs = state.activity == Activity::Running && !state.registers.suspended;
-        let runs = runs && !self.waits_for_tlb_locks(self.active_vtl());
-        self.runtime.set_running(runs, now);
-        runs
+        if let Some(event) = state.inject(partition.platform()) {
+            self.observe(Observed::Interrupt(event), now);
+        }
+        let activity = self.find_activity();
+        self.note_activity(activity, now);
+        activity == VpActivity::Running
+    }
+
+    /// What the VP, which was started, does now.
+    fn find_activity(&self) -> VpActivity {
+        let state = self.active();
+        match state.activity {
+            _ if state.registers.suspended => VpActivity::Suspended,
+            Activity::Running if self.waits_for_tlb_locks(self.active_vtl()) => VpActivity::WaitsForTlbLock,
+            Activity::Running => VpActivity::Running,
+            Activity::Halted => VpActivity::Halted,
+            Activity::Idle => VpActivity::Idle,
+            Activity::StartUp => VpActivity::NotStarted,
+        }
+    }
+
+    fn note_activity(&mut self, activity: VpActivity, now: u64) {
+        if self.activity != activity {
+            self.activity = activity;
+            self.runtime.set_running(activity == VpActivity::Running, now);
+            self.observe(Observed::Activity(activity), now);
+        }
+    }
+
+    /// Tells who watches of something that happened in the active VTL.
+    fn observe(&self, what: Observed, now: u64) {
+        self.partition.observe(self.index(), self.active_vtl(), now, what);
     }
 
     /// Whether an interrupt of the active VTL's would wake the VP while it waits.

@@ -18,7 +18,7 @@ use crate::synic::Synic;
 use crate::timers::Timers;
 use crate::tlb::{Awaited, LockWait};
 use crate::vina::Known;
-use crate::{Error, Partition, interrupts};
+use crate::{Error, Partition, VpActivity, interrupts};
 
 /// A virtual processor. It belongs to the thread that runs it.
 pub struct Vp {
@@ -40,6 +40,8 @@ pub struct Vp {
     /// Registers that all VTLs share and no vCPU keeps.
     pub(crate) platform: PlatformMsrs,
     pub(crate) runtime: Runtime,
+    /// What it did when it was entered last.
+    pub(crate) activity: VpActivity,
 }
 
 /// What a VP has in every VTL of its own (TLFS 15.11.1).
@@ -86,6 +88,7 @@ impl Vp {
             ended: VectorSet::default(),
             platform: PlatformMsrs::default(),
             runtime: Runtime::default(),
+            activity: VpActivity::default(),
         };
         let started = vp.started;
         let state = vp.create_vtl(Vtl::ZERO)?;

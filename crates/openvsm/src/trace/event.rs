@@ -17,6 +17,10 @@ pub enum Category {
     Hypercall,
     /// An access was intercepted.
     Intercept,
+    /// The VTL got an interrupt.
+    Interrupt,
+    /// The VP did not execute; the name says why.
+    Wait,
     /// Anything else, of whatever made the file.
     #[serde(other)]
     Other,

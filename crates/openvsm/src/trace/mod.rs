@@ -4,14 +4,16 @@
 mod event;
 mod summary;
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::iter;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::Clock;
 use serde_json::json;
-use vsm::{Observation, Observed, Observer, SwitchReason, Vtl};
+use vsm::{Observation, Observed, Observer, SwitchReason, VpActivity, Vtl};
 
 use event::{Category, Event};
 pub use summary::run as summarize;
@@ -40,6 +42,8 @@ struct Record {
 enum Recorded {
     /// The VTL was active; it was entered for this reason, `None` if it was so from the start.
     Active(Option<SwitchReason>),
+    /// The VP did not execute.
+    Waited(VpActivity),
     /// As the rules observed it.
     Observed(Observed),
 }
@@ -51,15 +55,36 @@ struct Track {
     lost: u64,
     /// The active VTL, since when, and why it was entered.
     active: (Vtl, u64, Option<SwitchReason>),
+    /// Why the VP does not execute, if so, in which VTL, and since when.
+    waiting: Option<(Vtl, u64, VpActivity)>,
+}
+
+impl Track {
+    fn new(now: u64) -> Self {
+        let active = (Vtl::ZERO, now, None);
+        Self { records: VecDeque::new(), lost: 0, active, waiting: Some((Vtl::ZERO, now, VpActivity::NotStarted)) }
+    }
+
+    /// What has begun and not ended yet.
+    fn unfinished(&self, now: u64) -> impl Iterator<Item = Record> {
+        let (vtl, start, reason) = self.active;
+        let active = Record { start, end: now, vtl, what: Recorded::Active(reason) };
+        iter::once(active).chain(self.wait_until(now))
+    }
+
+    /// The time that the VP has waited until now.
+    fn wait_until(&self, now: u64) -> Option<Record> {
+        let (vtl, start, activity) = self.waiting?;
+        Some(Record { start, end: now, vtl, what: Recorded::Waited(activity) })
+    }
 }
 
 impl Tracer {
     /// A tracer of as many VPs.
     pub fn new(clock: Arc<dyn Clock>, vps: u32) -> Self {
         let now = clock.tsc();
-        let track = || Mutex::new(Track { records: VecDeque::new(), lost: 0, active: (Vtl::ZERO, now, None) });
         let most = (MOST_EVENTS / vps.max(1) as usize).max(1);
-        Self { clock, tracks: (0..vps).map(|_| track()).collect(), most }
+        Self { clock, tracks: (0..vps).map(|_| Mutex::new(Track::new(now))).collect(), most }
     }
 
     /// Writes what was recorded.
@@ -81,16 +106,14 @@ impl Tracer {
         for (track, vp) in self.tracks.iter().zip(0..) {
             let track = track.lock().unwrap_or_else(PoisonError::into_inner);
             lost += track.lost;
-            let (vtl, start, reason) = track.active;
-            let last = Record { start, end: now, vtl, what: Recorded::Active(reason) };
             put(&mut output, &Event::name("process_name", vp, Vtl::ZERO, format!("VP {vp}")))?;
             let mut named = tlfs::VtlSet::EMPTY;
-            for record in track.records.iter().chain([&last]) {
+            for record in track.records.iter().copied().chain(track.unfinished(now)) {
                 if !named.contains(record.vtl) {
                     named = named.with(record.vtl);
                     put(&mut output, &Event::name("thread_name", vp, record.vtl, record.vtl.to_string()))?;
                 }
-                put(&mut output, &self.event(vp, record))?;
+                put(&mut output, &self.event(vp, &record))?;
             }
         }
         writeln!(output, "\n],\"displayTimeUnit\":\"ns\",\"otherData\":{}}}", json!({ "lostEvents": lost }))?;
@@ -126,6 +149,10 @@ impl Tracer {
                 access.register.to_string().into(),
                 Some(json!({ "to": to.to_string(), "access": access.to_string() })),
             ),
+            Recorded::Observed(Observed::Interrupt(event)) => (Category::Interrupt, event_name(event), None),
+            Recorded::Waited(activity) | Recorded::Observed(Observed::Activity(activity)) => {
+                (Category::Wait, activity_name(activity).into(), None)
+            }
             Recorded::Observed(Observed::Switch { reason, .. }) => (Category::Switch, reason_name(reason).into(), None),
         };
         Event::slice(category, name, vp, record.vtl, (start, duration), arguments)
@@ -143,6 +170,12 @@ impl Observer for Tracer {
             Observed::Switch { to, reason } => {
                 let (vtl, start, entered) = std::mem::replace(&mut track.active, (to, now, Some(reason)));
                 Record { start, end, vtl, what: Recorded::Active(entered) }
+            }
+            Observed::Activity(activity) => {
+                let waited = track.wait_until(now);
+                track.waiting = (activity != VpActivity::Running).then_some((vtl, now, activity));
+                let Some(waited) = waited else { return };
+                waited
             }
             _ => Record { start: now, end, vtl, what: Recorded::Observed(what) },
         };
@@ -162,6 +195,28 @@ const fn reason_name(reason: SwitchReason) -> &'static str {
         SwitchReason::Return { fast: true } => "fast VTL return",
         SwitchReason::Interrupt => "interrupt",
         SwitchReason::Intercept => "intercept",
+    }
+}
+
+/// How an interrupt is named in traces.
+fn event_name(event: engine::Event) -> Cow<'static, str> {
+    match event {
+        engine::Event::Interrupt { vector } => format!("vector {vector:#x}").into(),
+        engine::Event::Nmi => "NMI".into(),
+        engine::Event::Exception { vector, .. } => format!("exception {vector}").into(),
+        engine::Event::SoftwareInterrupt { vector, .. } => format!("INT {vector:#x}").into(),
+    }
+}
+
+/// How it is said in traces what a VP does.
+const fn activity_name(activity: VpActivity) -> &'static str {
+    match activity {
+        VpActivity::NotStarted => "waits to be started",
+        VpActivity::Running => "runs",
+        VpActivity::Halted => "is halted",
+        VpActivity::Idle => "is idle",
+        VpActivity::Suspended => "is suspended",
+        VpActivity::WaitsForTlbLock => "waits for a TLB lock",
     }
 }
 
@@ -209,8 +264,24 @@ mod tests {
         file.read_to_string(&mut text).unwrap();
         let trace: event::Trace<'_> = serde_json::from_str(&text).unwrap();
         let slices: Vec<_> = trace.trace_events.iter().filter_map(Event::as_slice).map(|slice| slice.1).collect();
-        assert_eq!(slices, ["start", "VTL call", "VTL call"]);
+        assert_eq!(slices, ["start", "VTL call", "VTL call", "waits to be started"]);
         assert_eq!(text.matches("thread_name").count(), 3);
+    }
+
+    #[test]
+    fn waits_are_told_when_they_are_over() {
+        let tracer = Tracer::new(Arc::new(HostClock::start()), 1);
+        tracer.tracks[0].lock().unwrap().waiting = None;
+        let interrupt = engine::Event::Interrupt { vector: 0x30 };
+        observed(&tracer, 100, Vtl::ZERO, Observed::Activity(VpActivity::Halted));
+        observed(&tracer, 250, Vtl::ZERO, Observed::Interrupt(interrupt));
+        observed(&tracer, 250, Vtl::ZERO, Observed::Activity(VpActivity::Running));
+        let track = tracer.tracks[0].lock().unwrap();
+        let events = track.records.iter().map(|record| (record.start, record.end, tracer.event(0, record)));
+        let events: Vec<_> =
+            events.map(|(start, end, event)| (start, end, event.as_slice().unwrap().1.to_owned())).collect();
+        assert_eq!(events, [(250, 250, "vector 0x30".to_owned()), (100, 250, "is halted".to_owned())]);
+        assert_eq!(track.waiting, None);
     }
 
     fn tempfile() -> File {

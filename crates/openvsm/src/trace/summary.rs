@@ -38,6 +38,8 @@ fn rows(trace: &Trace<'_>) -> Vec<Vec<String>> {
             Category::Switch => "in VTL after",
             Category::Hypercall => "hypercall",
             Category::Intercept => "intercept",
+            Category::Interrupt => "interrupt",
+            Category::Wait => "time in which it",
             Category::Other => "other",
         };
         let mut row = vec![what.to_owned(), name.to_owned(), durations.len().to_string()];

@@ -78,6 +78,8 @@ pub(super) fn take(guest: &mut Guest) -> Message {
 fn the_protecting_vtl_is_told_and_runs_and_the_access_is_retried() {
     let mut guest = guest(1);
     protect(&guest, 1, Access::READ);
+    assert!(guest.enter(0));
+    guest.observations();
     let rip = guest.vcpu(0).general().rip;
     assert_eq!(fault(&mut guest, write_fault()), Disposition::Handled);
     assert!(guest.enter(0));

@@ -4,7 +4,7 @@ use tlfs::{HvStatus, Message, MessageType, msr};
 
 use crate::startup::Activity;
 use crate::testing::{Guest, long_context, vtl};
-use crate::{Config, Disposition, Entry, Observed, SwitchReason};
+use crate::{Config, Disposition, Entry, Observed, SwitchReason, VpActivity};
 
 const SIMP: u64 = 0x70_0000;
 const RFLAGS_IF: u64 = 1 << 9;
@@ -409,4 +409,22 @@ fn apic_ids_name_vps_that_have_the_vtl() {
     assert_eq!(get(0, &[1, 0]), (HvStatus::Success, 2, tlfs::VpIndex(1)));
     assert_eq!(get(0, &[0, 2]), (HvStatus::InvalidParameter, 1, tlfs::VpIndex(0)));
     assert_eq!(get(1, &[0]).0, HvStatus::InvalidParameter);
+}
+
+#[test]
+fn interrupts_and_waits_are_told() {
+    let mut guest = Guest::in_vtl(0);
+    guest.vcpu(0).general_mut().rflags |= RFLAGS_IF;
+    assert!(guest.enter(0));
+    guest.exit(0, Exit::Halt);
+    assert!(!guest.enter(0) && !guest.enter(0));
+    request(&mut guest, 0, 0x40);
+    assert!(guest.enter(0));
+    let seen: Vec<_> = guest.observations().iter().map(|observation| observation.what).collect();
+    let expected = [
+        Observed::Activity(VpActivity::Halted),
+        Observed::Interrupt(Event::Interrupt { vector: 0x40 }),
+        Observed::Activity(VpActivity::Running),
+    ];
+    assert!(seen.ends_with(&expected), "{seen:?}");
 }
