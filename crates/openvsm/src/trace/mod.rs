@@ -11,11 +11,12 @@ use std::io::{self, BufWriter, Write};
 use std::iter;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use engine::Clock;
+use engine::{AccessKind, Clock, Event, MemoryFault, RegisterAccess};
 use serde_json::json;
+use tlfs::{CallCode, HvStatus};
 use vsm::{Observation, Observed, Observer, SwitchReason, VpActivity, Vtl};
 
-use event::{Category, Event};
+use event::{self as trace, Category};
 pub use summary::run as summarize;
 
 /// Most events that are kept of all VPs together; the oldest make way. About 64 MiB.
@@ -29,7 +30,7 @@ pub struct Tracer {
     most: usize,
 }
 
-/// Something that took from `start` to `end`, in ticks of the clock.
+/// Something that took from `start` to `end`, in ticks of the clock. There are many of them, so they are small.
 #[derive(Debug, Clone, Copy)]
 struct Record {
     start: u64,
@@ -44,8 +45,23 @@ enum Recorded {
     Active(Option<SwitchReason>),
     /// The VP did not execute.
     Waited(VpActivity),
-    /// As the rules observed it.
-    Observed(Observed),
+    Hypercall {
+        code: CallCode,
+        control: u64,
+        status: Option<HvStatus>,
+        reps: u16,
+    },
+    MemoryIntercept {
+        to: Vtl,
+        kind: AccessKind,
+        gpa: u64,
+        gva: Option<u64>,
+    },
+    RegisterIntercept {
+        to: Vtl,
+        access: RegisterAccess,
+    },
+    Interrupt(Event),
 }
 
 /// What a VP did.
@@ -60,9 +76,13 @@ struct Track {
 }
 
 impl Track {
-    fn new(now: u64) -> Self {
+    /// Room for `most` records, which the host provides now: in the guest's time it would cost as much as the rest.
+    fn new(now: u64, most: usize) -> Self {
         let active = (Vtl::ZERO, now, None);
-        Self { records: VecDeque::new(), lost: 0, active, waiting: Some((Vtl::ZERO, now, VpActivity::NotStarted)) }
+        let mut records = VecDeque::new();
+        records.resize(most, Record { start: now, end: now, vtl: Vtl::ZERO, what: Recorded::Active(None) });
+        records.clear();
+        Self { records, lost: 0, active, waiting: Some((Vtl::ZERO, now, VpActivity::NotStarted)) }
     }
 
     /// What has begun and not ended yet.
@@ -84,7 +104,7 @@ impl Tracer {
     pub fn new(clock: Arc<dyn Clock>, vps: u32) -> Self {
         let now = clock.tsc();
         let most = (MOST_EVENTS / vps.max(1) as usize).max(1);
-        Self { clock, tracks: (0..vps).map(|_| Mutex::new(Track::new(now))).collect(), most }
+        Self { clock, tracks: (0..vps).map(|_| Mutex::new(Track::new(now, most))).collect(), most }
     }
 
     /// Writes what was recorded.
@@ -97,7 +117,7 @@ impl Tracer {
         let mut lost = 0;
         output.write_all(b"{\"traceEvents\":[\n")?;
         let mut first = true;
-        let mut put = |output: &mut BufWriter<_>, event: &Event<'_>| {
+        let mut put = |output: &mut BufWriter<_>, event: &trace::Event<'_>| {
             if !std::mem::take(&mut first) {
                 output.write_all(b",\n")?;
             }
@@ -106,12 +126,12 @@ impl Tracer {
         for (track, vp) in self.tracks.iter().zip(0..) {
             let track = track.lock().unwrap_or_else(PoisonError::into_inner);
             lost += track.lost;
-            put(&mut output, &Event::name("process_name", vp, Vtl::ZERO, format!("VP {vp}")))?;
+            put(&mut output, &trace::Event::name("process_name", vp, Vtl::ZERO, format!("VP {vp}")))?;
             let mut named = tlfs::VtlSet::EMPTY;
             for record in track.records.iter().copied().chain(track.unfinished(now)) {
                 if !named.contains(record.vtl) {
                     named = named.with(record.vtl);
-                    put(&mut output, &Event::name("thread_name", vp, record.vtl, record.vtl.to_string()))?;
+                    put(&mut output, &trace::Event::name("thread_name", vp, record.vtl, record.vtl.to_string()))?;
                 }
                 put(&mut output, &self.event(vp, &record))?;
             }
@@ -120,13 +140,21 @@ impl Tracer {
         output.flush()
     }
 
-    fn event(&self, vp: u32, record: &Record) -> Event<'static> {
+    fn keep(&self, track: &mut Track, record: Record) {
+        if track.records.len() == self.most {
+            track.records.pop_front();
+            track.lost += 1;
+        }
+        track.records.push_back(record);
+    }
+
+    fn event(&self, vp: u32, record: &Record) -> trace::Event<'static> {
         let microseconds = |ticks: u64| ticks as f64 * 1e6 / self.clock.tsc_frequency() as f64;
         let start = microseconds(record.start);
         let duration = microseconds(record.end.saturating_sub(record.start));
         let (category, name, arguments) = match record.what {
             Recorded::Active(reason) => (Category::Switch, reason.map_or("start", reason_name).into(), None),
-            Recorded::Observed(Observed::Hypercall { code, control, status, reps }) => (
+            Recorded::Hypercall { code, control, status, reps } => (
                 Category::Hypercall,
                 format!("{code:?}").into(),
                 Some(json!({
@@ -135,27 +163,24 @@ impl Tracer {
                     "reps": reps,
                 })),
             ),
-            Recorded::Observed(Observed::MemoryIntercept { to, fault }) => (
+            Recorded::MemoryIntercept { to, kind, gpa, gva } => (
                 Category::Intercept,
-                format!("{:?}", fault.kind).into(),
+                format!("{kind:?}").into(),
                 Some(json!({
                     "to": to.to_string(),
-                    "gpa": format!("{:#x}", fault.gpa),
-                    "gva": fault.gva.map(|gva| format!("{gva:#x}")),
+                    "gpa": format!("{gpa:#x}"),
+                    "gva": gva.map(|gva| format!("{gva:#x}")),
                 })),
             ),
-            Recorded::Observed(Observed::RegisterIntercept { to, access }) => (
+            Recorded::RegisterIntercept { to, access } => (
                 Category::Intercept,
                 access.register.to_string().into(),
                 Some(json!({ "to": to.to_string(), "access": access.to_string() })),
             ),
-            Recorded::Observed(Observed::Interrupt(event)) => (Category::Interrupt, event_name(event), None),
-            Recorded::Waited(activity) | Recorded::Observed(Observed::Activity(activity)) => {
-                (Category::Wait, activity_name(activity).into(), None)
-            }
-            Recorded::Observed(Observed::Switch { reason, .. }) => (Category::Switch, reason_name(reason).into(), None),
+            Recorded::Interrupt(event) => (Category::Interrupt, event_name(event), None),
+            Recorded::Waited(activity) => (Category::Wait, activity_name(activity).into(), None),
         };
-        Event::slice(category, name, vp, record.vtl, (start, duration), arguments)
+        trace::Event::slice(category, name, vp, record.vtl, (start, duration), arguments)
     }
 }
 
@@ -163,27 +188,30 @@ impl Observer for Tracer {
     fn observe(&self, observation: &Observation) {
         let Observation { now, vp, vtl, what } = *observation;
         let Some(track) = self.tracks.get(vp as usize) else { return };
-        // A hypercall is observed when it is done, with the time at which it began.
-        let end = if matches!(what, Observed::Hypercall { .. }) { self.clock.tsc() } else { now };
         let mut track = track.lock().unwrap_or_else(PoisonError::into_inner);
-        let record = match what {
+        let mut end = now;
+        let what = match what {
             Observed::Switch { to, reason } => {
-                let (vtl, start, entered) = std::mem::replace(&mut track.active, (to, now, Some(reason)));
-                Record { start, end, vtl, what: Recorded::Active(entered) }
+                let (_, start, entered) = std::mem::replace(&mut track.active, (to, now, Some(reason)));
+                return self.keep(&mut track, Record { start, end, vtl, what: Recorded::Active(entered) });
             }
             Observed::Activity(activity) => {
                 let waited = track.wait_until(now);
                 track.waiting = (activity != VpActivity::Running).then_some((vtl, now, activity));
-                let Some(waited) = waited else { return };
-                waited
+                return waited.into_iter().for_each(|waited| self.keep(&mut track, waited));
             }
-            _ => Record { start: now, end, vtl, what: Recorded::Observed(what) },
+            Observed::Hypercall { code, control, status, reps } => {
+                // It is observed when it is done, with the time at which it began.
+                end = self.clock.tsc();
+                Recorded::Hypercall { code, control, status, reps }
+            }
+            Observed::MemoryIntercept { to, fault: MemoryFault { kind, gpa, gva, .. } } => {
+                Recorded::MemoryIntercept { to, kind, gpa, gva }
+            }
+            Observed::RegisterIntercept { to, access } => Recorded::RegisterIntercept { to, access },
+            Observed::Interrupt(event) => Recorded::Interrupt(event),
         };
-        if track.records.len() == self.most {
-            track.records.pop_front();
-            track.lost += 1;
-        }
-        track.records.push_back(record);
+        self.keep(&mut track, Record { start: now, end, vtl, what });
     }
 }
 
@@ -199,12 +227,12 @@ const fn reason_name(reason: SwitchReason) -> &'static str {
 }
 
 /// How an interrupt is named in traces.
-fn event_name(event: engine::Event) -> Cow<'static, str> {
+fn event_name(event: Event) -> Cow<'static, str> {
     match event {
-        engine::Event::Interrupt { vector } => format!("vector {vector:#x}").into(),
-        engine::Event::Nmi => "NMI".into(),
-        engine::Event::Exception { vector, .. } => format!("exception {vector}").into(),
-        engine::Event::SoftwareInterrupt { vector, .. } => format!("INT {vector:#x}").into(),
+        Event::Interrupt { vector } => format!("vector {vector:#x}").into(),
+        Event::Nmi => "NMI".into(),
+        Event::Exception { vector, .. } => format!("exception {vector}").into(),
+        Event::SoftwareInterrupt { vector, .. } => format!("INT {vector:#x}").into(),
     }
 }
 
@@ -263,7 +291,8 @@ mod tests {
         file.rewind().unwrap();
         file.read_to_string(&mut text).unwrap();
         let trace: event::Trace<'_> = serde_json::from_str(&text).unwrap();
-        let slices: Vec<_> = trace.trace_events.iter().filter_map(Event::as_slice).map(|slice| slice.1).collect();
+        let slices: Vec<_> =
+            trace.trace_events.iter().filter_map(trace::Event::as_slice).map(|slice| slice.1).collect();
         assert_eq!(slices, ["start", "VTL call", "VTL call", "waits to be started"]);
         assert_eq!(text.matches("thread_name").count(), 3);
     }
@@ -272,7 +301,7 @@ mod tests {
     fn waits_are_told_when_they_are_over() {
         let tracer = Tracer::new(Arc::new(HostClock::start()), 1);
         tracer.tracks[0].lock().unwrap().waiting = None;
-        let interrupt = engine::Event::Interrupt { vector: 0x30 };
+        let interrupt = Event::Interrupt { vector: 0x30 };
         observed(&tracer, 100, Vtl::ZERO, Observed::Activity(VpActivity::Halted));
         observed(&tracer, 250, Vtl::ZERO, Observed::Interrupt(interrupt));
         observed(&tracer, 250, Vtl::ZERO, Observed::Activity(VpActivity::Running));
