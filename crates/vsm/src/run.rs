@@ -8,6 +8,7 @@ use tlfs::Vtl;
 use tlfs::message::Message;
 
 use crate::startup::Activity;
+use crate::vp::VtlState;
 use crate::{Error, Observed, SwitchReason, Vp, VpActivity};
 
 /// RFLAGS.IF.
@@ -78,10 +79,10 @@ impl Vp {
     }
 
     /// What the VP, which was started, does now.
-    fn find_activity(&self) -> VpActivity {
-        let state = self.active();
-        match state.activity {
-            _ if state.registers.suspended => VpActivity::Suspended,
+    fn find_activity(&mut self) -> VpActivity {
+        let VtlState { activity, ref registers, .. } = *self.active();
+        match activity {
+            _ if registers.suspended => VpActivity::Suspended,
             Activity::Running if self.waits_for_tlb_locks(self.active_vtl()) => VpActivity::WaitsForTlbLock,
             Activity::Running => VpActivity::Running,
             Activity::Halted => VpActivity::Halted,
