@@ -12,7 +12,9 @@
 //!
 //! Model-specific registers, local APICs and hypercalls are the rules' business: a filter sends their accesses to user
 //! space, there is no interrupt controller in the kernel, and hypercall pages enter by a port
-//! ([`engine::Capabilities::hypercall_port`]), because VMCALL is answered by the kernel.
+//! ([`engine::Capabilities::hypercall_port`]), because VMCALL is answered by the kernel. Accesses of registers that KVM
+//! keeps leave the guest by the same filter when they are to be told; where it is another VP's that are, the software
+//! processor executes the instruction. KVM tells nobody of accesses of control registers and descriptor tables.
 #![warn(missing_docs)]
 
 pub mod check;
@@ -21,6 +23,7 @@ mod cpuid;
 mod host;
 mod kick;
 mod machine;
+mod msr_filter;
 mod overlay;
 mod ram;
 mod space;
@@ -74,7 +77,7 @@ impl KvmEngine {
         let capabilities = Capabilities {
             name: "kvm",
             enforceable: Access::READ | Access::WRITE,
-            intercepts: Intercepts::MEMORY | Intercepts::IO,
+            intercepts: Intercepts::MEMORY | Intercepts::IO | Intercepts::MSRS,
             max_vps: host.max_vcpus().min(64) as u32,
             max_vtls: 16,
             physical_address_bits: cpuid::physical_address_bits(&cpuid),

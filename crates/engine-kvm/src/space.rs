@@ -15,6 +15,7 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use x86::{Bus, HostPage, written};
 
+use crate::msr_filter::MsrFilter;
 use crate::overlay::{KvmOverlay, OverlayPool};
 use crate::ram::{Page, Ram, RamRange, host_error};
 use crate::userfault::Userfault;
@@ -24,6 +25,7 @@ use crate::window::{Rights, Window};
 pub(crate) struct KvmSpace {
     vtl: u8,
     pub(crate) vm: VmFd,
+    pub(crate) msr_filter: MsrFilter,
     ram: Arc<Ram>,
     overlays: Arc<OverlayPool>,
     clock: Arc<dyn Clock>,
@@ -82,6 +84,7 @@ impl KvmSpace {
         Ok(Self {
             vtl,
             vm,
+            msr_filter: MsrFilter::default(),
             ram,
             overlays,
             clock,

@@ -5,8 +5,8 @@ use vmm_sys_util::errno;
 
 use super::KvmVcpu;
 use super::run_page::{self, MmioAccess, PortAccess};
-use crate::HYPERCALL_PORT;
 use crate::ram::host_error;
+use crate::{HYPERCALL_PORT, msr_filter};
 
 /// How many accesses in a row the host may refuse although the VTL's rights allow them. A change of rights by another
 /// VP explains a few.
@@ -38,6 +38,8 @@ enum Stop {
     Unexecutable,
     /// An access to a page of memory that the host withholds.
     Withheld(MmioAccess),
+    /// An access of a model-specific register that KVM keeps and that is to be told, of this vCPU or of another.
+    Filtered,
 }
 
 impl KvmVcpu {
@@ -45,6 +47,10 @@ impl KvmVcpu {
     pub(super) fn run_guest(&mut self) -> Result<Exit, EngineError> {
         if let Some(exit) = self.next_element()? {
             return Ok(exit);
+        }
+        // The rules answer an access of a model-specific register unless a higher VTL intercepts it.
+        if matches!(self.unanswered, Unanswered::Msr) {
+            self.withdraw()?;
         }
         self.finish_access()?;
         if (self.interpreter.is_busy() || self.must_interpret_event())
@@ -92,6 +98,10 @@ impl KvmVcpu {
                 self.interpret()
             }
             Stop::Withheld(access) => self.withheld(access)?,
+            Stop::Filtered => {
+                self.withdraw()?;
+                self.interpret()
+            }
         };
         if !refused || exit.is_some() {
             self.refused = 0;
@@ -130,10 +140,13 @@ impl KvmVcpu {
                 return self.mmio_exit(access);
             }
             kvm::KVM_EXIT_X86_RDMSR | kvm::KVM_EXIT_X86_WRMSR => {
-                let (index, value) = run_page::msr(run);
+                let run_page::MsrAccess { index, value, filtered } = run_page::msr(run);
                 self.unanswered = Unanswered::Msr;
-                let read = run.exit_reason == kvm::KVM_EXIT_X86_RDMSR;
-                Stop::Exit(if read { Exit::ReadMsr { index } } else { Exit::WriteMsr { index, value } })
+                match run.exit_reason {
+                    _ if filtered && msr_filter::is_kept(index) => Stop::Filtered,
+                    kvm::KVM_EXIT_X86_RDMSR => Stop::Exit(Exit::ReadMsr { index }),
+                    _ => Stop::Exit(Exit::WriteMsr { index, value }),
+                }
             }
             kvm::KVM_EXIT_HLT => Stop::Exit(Exit::Halt),
             kvm::KVM_EXIT_IRQ_WINDOW_OPEN => Stop::Exit(Exit::InterruptWindow),
@@ -232,8 +245,22 @@ impl KvmVcpu {
         if matches!(self.unanswered, Unanswered::Nothing) {
             return Ok(());
         }
-        self.unanswered = Unanswered::Nothing;
         self.state.give(&mut self.fd)?;
+        self.finish_instruction()
+    }
+
+    /// Takes the access of a model-specific register back that the last exit was for. KVM insists on finishing the
+    /// instruction, which changes registers only; they become again what they are now.
+    fn withdraw(&mut self) -> Result<(), EngineError> {
+        let before = self.state.snapshot(&self.fd);
+        self.finish_instruction()?;
+        self.state.restore(before, &self.fd);
+        Ok(())
+    }
+
+    /// Lets KVM finish an instruction.
+    fn finish_instruction(&mut self) -> Result<(), EngineError> {
+        self.unanswered = Unanswered::Nothing;
         self.doorbell.stay_out();
         let result = self.fd.run().map(drop);
         self.state.take(&mut self.fd);

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use engine::{Completion, CpuidLeaf, Event, Exit, InstructionBytes};
+use engine::{Completion, CpuidLeaf, Event, Exit, InstructionBytes, RegisterIntercepts};
 use x86::Cpu;
 
 use super::KvmVcpu;
@@ -15,6 +15,7 @@ pub(super) struct Interpreter {
     cpu: Option<Box<Cpu>>,
     cpuid: Vec<CpuidLeaf>,
     tsc_offset: u64,
+    register_intercepts: RegisterIntercepts,
     /// It waits for the answer to an access of the instruction.
     busy: bool,
 }
@@ -31,6 +32,13 @@ impl Interpreter {
         self.tsc_offset = offset;
         if let Some(cpu) = &mut self.cpu {
             cpu.set_tsc_offset(offset);
+        }
+    }
+
+    pub(super) fn set_register_intercepts(&mut self, intercepts: RegisterIntercepts) {
+        self.register_intercepts = intercepts;
+        if let Some(cpu) = &mut self.cpu {
+            cpu.set_register_intercepts(intercepts);
         }
     }
 
@@ -59,6 +67,7 @@ impl Interpreter {
             let mut cpu = Cpu::new(Arc::clone(space) as Arc<dyn x86::Bus>);
             cpu.set_cpuid(&self.cpuid);
             cpu.set_tsc_offset(self.tsc_offset);
+            cpu.set_register_intercepts(self.register_intercepts);
             Box::new(cpu)
         })
     }
@@ -102,8 +111,8 @@ impl KvmVcpu {
         if cpu.nmi_blocked() != state.nmi_blocked() {
             state.set_nmi_blocked(cpu.nmi_blocked());
         }
-        // An access that is forbidden is tried again from its start, by KVM.
-        interpreter.busy = !matches!(exit, Exit::MemoryFault(_) | Exit::Interrupted);
+        // An access that is forbidden or intercepted is tried again from its start, by KVM.
+        interpreter.busy = !matches!(exit, Exit::MemoryFault(_) | Exit::RegisterAccess(_) | Exit::Interrupted);
         (exit != Exit::Interrupted).then_some(exit)
     }
 

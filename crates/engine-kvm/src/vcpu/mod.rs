@@ -32,6 +32,7 @@ const RFLAGS_IF: u64 = 1 << 9;
 
 /// A vCPU of the KVM engine.
 pub(crate) struct KvmVcpu {
+    vp: u32,
     fd: VcpuFd,
     doorbell: Arc<Doorbell>,
     /// Its registers, as far as they are known outside KVM.
@@ -63,6 +64,7 @@ impl KvmVcpu {
         let fd = space.vm.create_vcpu(vp.into()).map_err(|error| host_error("making a vCPU")(error.into()))?;
         let doorbell = Arc::new(Doorbell::new(&fd)?);
         let mut vcpu = Self {
+            vp,
             state: State::new(&fd, space.vm.check_extension(Cap::Xcrs))?,
             fd,
             doorbell,
@@ -201,8 +203,11 @@ impl Vcpu for KvmVcpu {
     /// There is no execute right that could be told apart.
     fn set_mode_based_execute(&mut self, _enabled: bool) {}
 
-    /// None can be asked for.
-    fn set_register_intercepts(&mut self, _intercepts: RegisterIntercepts) {}
+    fn set_register_intercepts(&mut self, intercepts: RegisterIntercepts) {
+        self.interpreter.set_register_intercepts(intercepts);
+        let result = self.space.msr_filter.set(&self.space.vm, self.vp, intercepts.accesses);
+        self.note(result);
+    }
 
     fn set_cpuid(&mut self, leaves: &[CpuidLeaf]) {
         self.interpreter.set_cpuid(leaves);

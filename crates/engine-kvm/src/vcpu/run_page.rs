@@ -1,6 +1,6 @@
 //! The parts of a vCPU's `kvm_run` that are unions.
 
-use kvm_bindings::{KVM_EXIT_IO_OUT, kvm_run, kvm_sync_regs};
+use kvm_bindings::{KVM_EXIT_IO_OUT, KVM_MSR_EXIT_REASON_FILTER, kvm_run, kvm_sync_regs};
 use kvm_ioctls::VcpuFd;
 
 /// A port access, of one element or several.
@@ -79,11 +79,20 @@ pub(super) fn internal_error(run: &kvm_run) -> u32 {
     unsafe { run.__bindgen_anon_1.internal.suberror }
 }
 
-/// The register and the value of a `KVM_EXIT_X86_RDMSR` or `KVM_EXIT_X86_WRMSR`.
-pub(super) fn msr(run: &kvm_run) -> (u32, u64) {
+/// A `KVM_EXIT_X86_RDMSR` or `KVM_EXIT_X86_WRMSR`.
+pub(super) struct MsrAccess {
+    pub(super) index: u32,
+    /// Of a write.
+    pub(super) value: u64,
+    /// It was the filter that sent it.
+    pub(super) filtered: bool,
+}
+
+/// The access of a `KVM_EXIT_X86_RDMSR` or `KVM_EXIT_X86_WRMSR`.
+pub(super) fn msr(run: &kvm_run) -> MsrAccess {
     // SAFETY: every value of the bytes is one of the fields'.
     let msr = unsafe { run.__bindgen_anon_1.msr };
-    (msr.index, msr.data)
+    MsrAccess { index: msr.index, value: msr.data, filtered: msr.reason == KVM_MSR_EXIT_REASON_FILTER }
 }
 
 /// The processor's reason of a `KVM_EXIT_FAIL_ENTRY`.

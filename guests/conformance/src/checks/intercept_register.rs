@@ -44,8 +44,10 @@ const TASK_SWITCHED: u64 = 1 << 3;
 const GLOBAL_PAGES: u64 = 1 << 7;
 const CR0_WRITE: u64 = 1 << 0;
 const CR4_WRITE: u64 = 1 << 1;
-const LSTAR_READ: u64 = 1 << 5;
-const LSTAR_WRITE: u64 = 1 << 6;
+/// Intercepts reads of IA32_LSTAR.
+pub const LSTAR_READ: u64 = 1 << 5;
+/// Intercepts writes of IA32_LSTAR.
+pub const LSTAR_WRITE: u64 = 1 << 6;
 
 /// The bits that intercept reads, and their registers.
 const READS: [(u64, u32); 6] = [
@@ -78,7 +80,8 @@ const TR_WRITE: u64 = 1 << 18;
 /// CR4.OSXSAVE.
 const OSXSAVE: u64 = 1 << 18;
 
-type Messages = ArrayVec<Message, 4>;
+/// What VTL1 is told.
+pub type Messages = ArrayVec<Message, 4>;
 
 /// What VTL1 was told.
 static TOLD: Global<Messages> = Global::new(Messages::new_const());
@@ -100,7 +103,7 @@ fn set(name: RegisterName, value: u64) -> Result<(), HvStatus> {
 }
 
 /// Lets VTL0 go on behind the instruction, as secure kernels do.
-fn step_over() {
+pub fn step_over() {
     while let Some(message) = messages::take(0) {
         let header = header(&message);
         let next = header.rip + u64::from(header.instruction_length_and_cr8.instruction_length());
@@ -148,7 +151,7 @@ fn emulate() {
 }
 
 /// What VTL1 is told of while VTL0 does something, and VTL1 intercepts by `control` and answers by `answer`.
-fn intercepted(control: u64, answer: fn(), access: impl FnOnce()) -> Outcome<Messages> {
+pub fn intercepted(control: u64, answer: fn(), access: impl FnOnce()) -> Outcome<Messages> {
     told().clear();
     match in_vtl1(|| set(RegisterName::CrInterceptControl, control))? {
         Err(HvStatus::OperationDenied) => {

@@ -3,16 +3,17 @@
 use core::arch::naked_asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use runtime::calls::{PARTITION_SELF, get_register_of, header, set_register_of, target};
+use runtime::calls::{PARTITION_SELF, VP_SELF, get_register_of, header, set_register_of, target};
 use runtime::registers::msr;
 use runtime::{context, interface, time};
 use tlfs::vsm::VsmVpStatus;
 use tlfs::{HvStatus, InputVtl, RegisterName, Vtl};
 
+use super::intercept_register::{LSTAR_READ, LSTAR_WRITE, intercepted, step_over};
 use super::msr_hypercall::{read, write};
 use crate::others::{OTHER, beside, in_vtl_on, need_other, on_other};
 use crate::secure::in_vtl1;
-use crate::suite::{Outcome, checks, ensure, ensure_eq, ensure_status};
+use crate::suite::{Outcome, checks, ensure, ensure_eq, ensure_refused, ensure_status, skip};
 
 checks! {
     "7.10.2" registers_of_another_processor_can_be_read,
@@ -24,6 +25,8 @@ checks! {
     "15.3.3.2" active_vtl_of_another_processor_is_told,
     "7.10.2" processors_that_read_each_others_registers_both_go_on,
     "7.10.2" shared_registers_of_another_processor_in_vtl1_are_current,
+    "15.13.4" every_processor_has_register_intercepts_of_its_own,
+    "15.13.4" intercepted_register_of_another_processor_cannot_be_set_by_name,
 }
 
 /// Skips unless there is another processor.
@@ -194,4 +197,36 @@ fn shared_registers_of_another_processor_in_vtl1_are_current() -> Outcome {
     // SAFETY: as above.
     on_other(|| unsafe { runtime::registers::set_dr0(0) })?;
     outcome
+}
+
+fn every_processor_has_register_intercepts_of_its_own() -> Outcome {
+    const VALUE: u64 = 0xFFFF_8000_1234_5000;
+    let (mut old, mut found) = (0, 0);
+    let messages = intercepted(LSTAR_READ | LSTAR_WRITE, step_over, || {
+        // Nothing there intercepts, so that it goes on as ever.
+        let theirs = on_other(|| {
+            let old = read(msr::LSTAR);
+            write(msr::LSTAR, VALUE);
+            (old, read(msr::LSTAR))
+        });
+        (old, found) = theirs.unwrap_or_default();
+    })?;
+    on_other(|| write(msr::LSTAR, old))?;
+    ensure!(messages.is_empty());
+    ensure_eq!(found, VALUE);
+    Ok(())
+}
+
+fn intercepted_register_of_another_processor_cannot_be_set_by_name() -> Outcome {
+    let intercept =
+        |value| in_vtl_on(OTHER, 1, || set(VP_SELF, InputVtl::CURRENT, RegisterName::CrInterceptControl, value));
+    match intercept(LSTAR_WRITE)? {
+        Err(HvStatus::OperationDenied) => skip!("the hypervisor cannot intercept it"),
+        other => other?,
+    }
+    let result = set(OTHER, InputVtl::CURRENT, RegisterName::Lstar, 0x1234_5000);
+    intercept(0)??;
+    ensure_refused(result)?;
+    ensure_eq!(on_other(|| read(msr::LSTAR))?, 0);
+    Ok(())
 }
