@@ -10,7 +10,7 @@ use engine::{
     Access, AccessKind, AddressSpace, Clock, Completion, Engine, EngineError, Exit, MemoryFault, PAGE_SIZE, Vcpu,
 };
 
-use crate::userfault::Userfault;
+use crate::protection::{Choice, Protection};
 use crate::vcpu::KvmVcpu;
 use crate::{HYPERCALL_PORT, Host, KvmEngine, TscClock};
 
@@ -69,8 +69,8 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(host: &Arc<Host>, clock: TscClock) -> Result<Self, EngineError> {
-        let engine = KvmEngine::new(Arc::clone(host), std::slice::from_ref(&RAM), clock)?;
+    fn new(host: &Arc<Host>, clock: TscClock, protection: &Protection) -> Result<Self, EngineError> {
+        let engine = KvmEngine::new(Arc::clone(host), std::slice::from_ref(&RAM), clock, protection)?;
         let space = engine.create_space(0)?;
         let mut vcpu = engine.create_vcpu(0, &space)?;
         vcpu.set_cpuid(&engine.supported_cpuid());
@@ -154,18 +154,36 @@ impl Host {
     #[must_use]
     pub fn check(self: &Arc<Self>) -> Vec<Finding> {
         let mut findings = Vec::new();
-        match TscClock::start(self).and_then(|clock| Guest::new(self, clock)) {
+        let userfaultfd = Protection::new(Choice::Userfaultfd);
+        let guest = |choice| {
+            let protection = Protection::new(choice).map_err(|error| EngineError::Stopped(error.to_string()))?;
+            Guest::new(self, TscClock::start(self)?, &protection)
+        };
+        match guest(Choice::Mprotect) {
             Ok(mut guest) => {
                 findings.push(Finding::good("virtual-machine", "made, without privileges beyond access to /dev/kvm"));
                 execution(&mut guest, &mut findings);
-                protections(&mut guest, &mut findings);
+                protections(&mut guest, "mprotect", &mut findings);
                 exits(&mut guest, &mut findings);
             }
             Err(error) => {
                 findings.push(Finding::new("virtual-machine", Outcome::Bad, error.to_string(), OTHER_KVM));
             }
         }
-        findings.push(write_protection());
+        match userfaultfd {
+            Ok(_) => {
+                findings.push(Finding::good("userfaultfd", "protected pages need no mappings of their own"));
+                if let Ok(mut guest) = guest(Choice::Userfaultfd) {
+                    protections(&mut guest, "userfaultfd", &mut findings);
+                }
+            }
+            Err(error) => findings.push(Finding::new(
+                "userfaultfd",
+                Outcome::Limited,
+                format!("{error}; mprotect is used, and every scattered protected page needs two mappings"),
+                "use Linux 5.19 or later, and let the user open /dev/userfaultfd if the system call is forbidden",
+            )),
+        }
         findings.push(self.kernel_protections());
         findings.extend(limits());
         findings
@@ -174,14 +192,16 @@ impl Host {
     /// Why the engine should not be used here although it can be opened; `None` if it should. Shorter than
     /// [`Self::check`].
     #[must_use]
-    pub fn trouble(self: &Arc<Self>) -> Option<String> {
-        let mut guest = match TscClock::start(self).and_then(|clock| Guest::new(self, clock)) {
+    pub fn trouble(self: &Arc<Self>, protection: &Protection) -> Option<String> {
+        let clock = TscClock::start(self).map_err(|error| error.to_string());
+        let guest = clock.and_then(|clock| Guest::new(self, clock, protection).map_err(|error| error.to_string()));
+        let mut guest = match guest {
             Ok(guest) => guest,
-            Err(error) => return Some(error.to_string()),
+            Err(trouble) => return Some(trouble),
         };
         let mut findings = Vec::new();
         execution(&mut guest, &mut findings);
-        protections(&mut guest, &mut findings);
+        protections(&mut guest, protection.name(), &mut findings);
         findings.push(registers(&mut guest));
         findings.push(time(&mut guest));
         let trouble = findings.into_iter().find(|finding| finding.outcome != Outcome::Good)?;
@@ -191,11 +211,22 @@ impl Host {
     /// Whether the kernel could enforce protections itself.
     fn kernel_protections(&self) -> Finding {
         let detail = match self.memory_attributes() {
-            0 => "no: execution of readable pages cannot be withheld on this kernel".to_owned(),
-            attributes => format!("KVM_CAP_MEMORY_ATTRIBUTES has {attributes:#x}, which this version does not use"),
+            0 => "none: execution of readable pages cannot be withheld on this kernel".to_owned(),
+            attributes => format!(
+                "{} (KVM_CAP_MEMORY_ATTRIBUTES), which this version does not use",
+                attribute_names(attributes).join(", ")
+            ),
         };
         Finding::good("kernel-memory-attributes", detail)
     }
+}
+
+/// The names of memory attributes. Upstream reserves three for the rights of ordinary virtual machines, and kernels that
+/// have them number them so.
+fn attribute_names(attributes: u64) -> Vec<String> {
+    const RIGHTS: [&str; 3] = ["read", "write", "execute"];
+    let bits = (0..u64::BITS).filter(|bit| attributes >> bit & 1 != 0);
+    bits.map(|bit| RIGHTS.get(bit as usize).map_or_else(|| format!("bit {bit}"), |name| (*name).to_owned())).collect()
 }
 
 /// A finding about something that the engine cannot do without.
@@ -232,20 +263,21 @@ fn execution(guest: &mut Guest, findings: &mut Vec<Finding>) {
     }
 }
 
-fn protections(guest: &mut Guest, findings: &mut Vec<Finding>) {
+fn protections(guest: &mut Guest, mechanism: &str, findings: &mut Vec<Finding>) {
+    let what = |told: &str| format!("{told} by {mechanism}");
     // mov eax, [DATA]; hlt
     let load = [0x8B, 0x04, 0x25, 0, 0, 2, 0, HLT];
     let result = guest.faults(&load, Access::empty(), DATA, AccessKind::Read);
-    findings.push(needed("withheld-read", "enforced by mprotect", result));
+    findings.push(needed("withheld-read", &what("enforced"), result));
     // mov [DATA], eax; hlt
     let store = [0x89, 0x04, 0x25, 0, 0, 2, 0, HLT];
     let result = guest.faults(&store, Access::READ | Access::EXECUTE, DATA, AccessKind::Write);
-    findings.push(needed("withheld-write", "enforced", result));
+    findings.push(needed("withheld-write", &what("enforced"), result));
     let written = guest.engine.write_ram(OTHER_CODE, &[HLT]).map_err(|error| error.to_string());
     // jmp to OTHER_CODE
     let jump = [0xE9, 0xFB, 0x0F, 0, 0];
     let result = written.and_then(|()| guest.faults(&jump, Access::empty(), OTHER_CODE, AccessKind::Execute));
-    findings.push(needed("withheld-access", "fetches from a page without any right are caught", result));
+    findings.push(needed("withheld-access", &what("fetches from a page without any right are caught"), result));
 }
 
 fn exits(guest: &mut Guest, findings: &mut Vec<Finding>) {
@@ -313,19 +345,6 @@ fn round_trips(guest: &mut Guest) -> Result<u128, String> {
     Ok(start.elapsed().as_nanos() / u128::from(ROUNDS))
 }
 
-/// By what single pages are write-protected.
-fn write_protection() -> Finding {
-    match Userfault::open() {
-        Ok(_) => Finding::good("userfaultfd", "write protections need no mappings of their own"),
-        Err(error) => Finding::new(
-            "userfaultfd",
-            Outcome::Limited,
-            format!("{error}; mprotect is used, and every other protected page needs two mappings"),
-            "use Linux 5.19 or later, and let the user open /dev/userfaultfd if the system call is forbidden",
-        ),
-    }
-}
-
 /// The host's limits that large guests meet.
 fn limits() -> Vec<Finding> {
     let read = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
@@ -345,6 +364,11 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+
+    #[test]
+    fn memory_attributes_have_names() {
+        assert_eq!(attribute_names(0b1_0111), ["read", "write", "execute", "bit 4"]);
+    }
 
     #[test]
     fn this_host_is_looked_at() {

@@ -25,6 +25,7 @@ mod kick;
 mod machine;
 mod msr_filter;
 mod overlay;
+mod protection;
 mod ram;
 mod space;
 mod timer;
@@ -43,9 +44,9 @@ use engine::{
 pub use host::{Host, HostError};
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use overlay::OverlayPool;
+pub use protection::{Choice, NoUserfaultfd, Protection};
 use ram::{Page, Ram, host_error};
 use space::KvmSpace;
-use userfault::Userfault;
 use vcpu::KvmVcpu;
 
 /// The port by which hypercall pages enter. KVM finishes a write of this port before it tells of it, so that nothing is
@@ -60,16 +61,21 @@ pub struct KvmEngine {
     ram: Arc<Ram>,
     overlays: Arc<OverlayPool>,
     clock: TscClock,
-    /// How pages are write-protected; by `mprotect` where there is none.
-    userfault: Option<Arc<Userfault>>,
+    protection: Protection,
 }
 
 impl KvmEngine {
-    /// An engine with zeroed RAM at `ram`: whole pages, sorted, not overlapping. RDTSC reads `clock`.
+    /// An engine with zeroed RAM at `ram`: whole pages, sorted, not overlapping. RDTSC reads `clock`; pages are withheld by
+    /// `protection`.
     ///
     /// # Errors
     /// When the host cannot map that much memory or refuses something else.
-    pub fn new(host: Arc<Host>, ram: &[Range<u64>], clock: TscClock) -> Result<Self, EngineError> {
+    pub fn new(
+        host: Arc<Host>,
+        ram: &[Range<u64>],
+        clock: TscClock,
+        protection: &Protection,
+    ) -> Result<Self, EngineError> {
         kick::install_handler()?;
         let supported = host.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
         let supported = supported.map_err(|error| host_error("asking KVM for its CPUID")(error.into()))?;
@@ -84,12 +90,8 @@ impl KvmEngine {
             hypercall_port: Some(HYPERCALL_PORT),
         };
         let (ram, overlays) = (Arc::new(Ram::new(ram)?), Arc::new(OverlayPool::new()?));
-        let userfault = Userfault::open();
-        if let Err(error) = &userfault {
-            tracing::info!(%error, "no userfaultfd, so protections of many single pages may exhaust vm.max_map_count");
-        }
-        let userfault = userfault.ok().map(Arc::new);
-        Ok(Self { capabilities, host, cpuid, ram, overlays, clock, userfault })
+        let protection = protection.clone();
+        Ok(Self { capabilities, host, cpuid, ram, overlays, clock, protection })
     }
 
     fn ram_page(&self, gpa: u64) -> Result<Page<'_>, MemoryError> {
@@ -109,7 +111,8 @@ impl Engine for KvmEngine {
     fn create_space(&self, vtl: u8) -> Result<Arc<dyn AddressSpace>, EngineError> {
         let (ram, overlays) = (Arc::clone(&self.ram), Arc::clone(&self.overlays));
         let (vm, clock) = (machine::create(&self.host)?, Arc::new(self.clock));
-        Ok(Arc::new(KvmSpace::new(vtl, vm, ram, overlays, clock, self.userfault.as_ref())?))
+        let mechanism = Arc::clone(&self.protection.mechanism);
+        Ok(Arc::new(KvmSpace::new(vtl, vm, ram, overlays, clock, mechanism)?))
     }
 
     fn create_vcpu(&self, vp: u32, space: &Arc<dyn AddressSpace>) -> Result<Box<dyn Vcpu>, EngineError> {

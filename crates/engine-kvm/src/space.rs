@@ -17,8 +17,8 @@ use x86::{Bus, HostPage, written};
 
 use crate::msr_filter::MsrFilter;
 use crate::overlay::{KvmOverlay, OverlayPool};
+use crate::protection::{Mechanism, Pieces};
 use crate::ram::{Page, Ram, RamRange, host_error};
-use crate::userfault::Userfault;
 use crate::window::{Rights, Window};
 
 /// The address space of a VTL. `mapping` is a leaf lock.
@@ -29,6 +29,7 @@ pub(crate) struct KvmSpace {
     ram: Arc<Ram>,
     overlays: Arc<OverlayPool>,
     clock: Arc<dyn Clock>,
+    mechanism: Arc<Mechanism>,
     mapping: RwLock<Mapping>,
     /// Read-locked while an interpreter uses guest memory by this space's rights, so that who takes rights away can
     /// wait for it.
@@ -41,6 +42,8 @@ pub(crate) struct KvmSpace {
 
 struct Mapping {
     access: AccessMap,
+    /// Cuts in the host's mappings that are counted for this space.
+    cuts: i64,
     /// One per range of RAM.
     windows: Box<[Window]>,
     overlays: BTreeMap<u64, Placed>,
@@ -65,9 +68,9 @@ impl KvmSpace {
         ram: Arc<Ram>,
         overlays: Arc<OverlayPool>,
         clock: Arc<dyn Clock>,
-        userfault: Option<&Arc<Userfault>>,
+        mechanism: Arc<Mechanism>,
     ) -> Result<Self, EngineError> {
-        let window = |range: &RamRange| Window::new(&ram.file, range.offset, range.bytes(), userfault.cloned());
+        let window = |range: &RamRange| Window::new(&ram.file, range.offset, range.bytes(), &mechanism);
         let windows = ram.ranges.iter().map(window);
         let windows: Box<[_]> = windows.collect::<Result<_, _>>()?;
         for ((slot, range), window) in (0..).zip(&ram.ranges).zip(&windows) {
@@ -76,6 +79,7 @@ impl KvmSpace {
         let next_slot = windows.len() as u32;
         let mapping = Mapping {
             access: AccessMap::new(Access::all()),
+            cuts: 0,
             windows,
             overlays: BTreeMap::new(),
             free_slots: BTreeSet::new(),
@@ -88,6 +92,7 @@ impl KvmSpace {
             ram,
             overlays,
             clock,
+            mechanism,
             mapping: RwLock::new(mapping),
             interpreting: RwLock::new(()),
             interpretations: AtomicU64::new(0),
@@ -113,6 +118,30 @@ impl KvmSpace {
         // KVM tells nobody of what guests write, so code that was decoded before may be stale.
         written(&self.code);
         self.interpretations.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Sets the access of pages; `count` counts the cuts that this makes in the host's mappings, or refuses.
+    fn change_access(
+        &self,
+        first: u64,
+        pages: u64,
+        access: Access,
+        count: impl FnOnce(&Pieces, i64) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        {
+            let mut mapping = self.mapping_mut();
+            let rights = Rights::of(access);
+            if let Some((changed, cuts)) = mapping.changed(&(first..first.saturating_add(pages)), rights) {
+                if let Mechanism::Mprotect(pieces) = &*self.mechanism {
+                    count(pieces, cuts)?;
+                    mapping.cuts += cuts;
+                }
+                mapping.protect(&self.ram, &changed, rights)?;
+            }
+            mapping.access.set(first, pages, access);
+        }
+        self.wait_for_interpreters();
+        Ok(())
     }
 
     /// Returns when no interpreter uses rights that are gone.
@@ -145,33 +174,40 @@ impl Mapping {
         if access.allows(kind, false, false) { Ok(page) } else { Err(MemoryError::Denied { gpa, kind }) }
     }
 
-    /// The part of `pages` whose rights `access` changes, as far as the host enforces them, and whether some of it had no
-    /// rights; `None` if there is none.
-    fn changed(&self, pages: &Range<u64>, rights: Rights) -> Option<(Range<u64>, bool)> {
-        let mut changed: Option<(Range<u64>, bool)> = None;
-        let mut page = pages.start;
+    /// The part of `pages` that begins and ends with pages whose rights on the host change to `rights`, and how many more
+    /// cuts between pages of different rights there are then; `None` if none changes.
+    fn changed(&self, pages: &Range<u64>, rights: Rights) -> Option<(Range<u64>, i64)> {
+        let neighbour = |page: Option<u64>| page.map_or(rights, |page| Rights::of(self.access.get(page)));
+        let mut changed: Option<Range<u64>> = None;
+        let (left, right) = (neighbour(pages.start.checked_sub(1)), neighbour(Some(pages.end)));
+        let mut mended = 0;
+        let (mut page, mut before) = (pages.start, left);
         while page < pages.end {
             let (length, old) = self.access.run(page, pages.end - page);
-            if Rights::of(old) != rights {
-                let (start, hidden) = changed.map_or((page, false), |(range, hidden)| (range.start, hidden));
-                changed = Some((start..page + length, hidden || Rights::of(old) == Rights::Nothing));
+            let old = Rights::of(old);
+            mended += i64::from(old != before);
+            before = old;
+            if old != rights {
+                changed = Some(changed.map_or(page, |range| range.start)..page + length);
             }
             page += length;
         }
-        changed
+        mended += i64::from(before != right);
+        let made = i64::from(left != rights) + i64::from(right != rights);
+        changed.map(|range| (range, made - mended))
     }
 
-    /// Gives pages that are not covered by an overlay these rights.
-    fn protect(&self, ram: &Ram, pages: &Range<u64>, rights: Rights, hidden: bool) -> Result<(), EngineError> {
-        for (range, window) in ram.ranges.iter().zip(&self.windows) {
-            let mut start = pages.start.max(range.pages.start);
-            let end = pages.end.min(range.pages.end);
-            let covered: Vec<_> = if start < end { self.overlays.range(start..end).collect() } else { Vec::new() };
-            for stop in covered.into_iter().map(|(page, _)| *page).chain([end]) {
-                if start < stop {
-                    window.protect(start - range.pages.start..stop - range.pages.start, rights, hidden)?;
-                }
-                start = stop + 1;
+    /// Gives pages these rights on the host.
+    fn protect(&mut self, ram: &Ram, pages: &Range<u64>, rights: Rights) -> Result<(), EngineError> {
+        for (range, window) in ram.ranges.iter().zip(&mut self.windows) {
+            let first = range.pages.start;
+            let part = pages.start.max(first)..pages.end.min(range.pages.end);
+            if !part.is_empty() {
+                let old = |page, limit| {
+                    let (length, access) = self.access.run(first + page, limit);
+                    (length, Rights::of(access))
+                };
+                window.protect(part.start - first..part.end - first, rights, old)?;
             }
         }
         Ok(())
@@ -205,18 +241,14 @@ impl AddressSpace for KvmSpace {
     }
 
     fn set_access(&self, first: u64, pages: u64, access: Access) -> Result<(), EngineError> {
-        let pages_end = first.saturating_add(pages);
-        {
-            let mut mapping = self.mapping_mut();
-            let rights = Rights::of(access);
-            let changed = mapping.changed(&(first..pages_end), rights);
-            if let Some((changed, hidden)) = changed {
-                mapping.protect(&self.ram, &changed, rights, hidden)?;
-            }
-            mapping.access.set(first, pages, access);
-        }
-        self.wait_for_interpreters();
-        Ok(())
+        self.change_access(first, pages, access, Pieces::count)
+    }
+
+    fn restore_access(&self, first: u64, pages: u64, access: Access) -> Result<(), EngineError> {
+        self.change_access(first, pages, access, |pieces, cuts| {
+            pieces.count_always(cuts);
+            Ok(())
+        })
     }
 
     fn access(&self, page: u64) -> Access {
@@ -238,14 +270,14 @@ impl AddressSpace for KvmSpace {
             let outside = if let Some((range, index)) = self.ram.find(page) {
                 mapping.windows[range].cover(index, file, offset, rights)?;
                 None
-            } else if let Some((slot, window)) =
+            } else if let Some((slot, mut window)) =
                 mapping.overlays.get_mut(&page).and_then(|placed| placed.outside.take())
             {
                 window.cover(0, file, offset, rights)?;
                 Some((slot, window))
             } else {
-                let window = Window::new(file, offset, PAGE_SIZE, None)?;
-                window.protect(0..1, rights, false)?;
+                let mut window = Window::new(file, offset, PAGE_SIZE, &self.mechanism)?;
+                window.cover(0, file, offset, rights)?;
                 let slot = mapping.slot();
                 set_slot(&self.vm, slot, page, PAGE_SIZE, &window)?;
                 Some((slot, window))
@@ -268,8 +300,9 @@ impl AddressSpace for KvmSpace {
                     mapping.free_slots.insert(*slot);
                 }
                 None => {
-                    if let Some((range, index)) = self.ram.find(page) {
-                        mapping.windows[range].uncover(index, Rights::of(mapping.access.get(page)))?;
+                    if let (Some((range, index)), Some(ram)) = (self.ram.find(page), self.ram.page(page)) {
+                        let rights = Rights::of(mapping.access.get(page));
+                        mapping.windows[range].uncover(index, rights, ram)?;
                     }
                 }
             }
@@ -311,17 +344,28 @@ impl AddressSpace for KvmSpace {
     }
 }
 
+impl Drop for KvmSpace {
+    fn drop(&mut self) {
+        if let Mechanism::Mprotect(pieces) = &*self.mechanism {
+            pieces.count_always(-self.mapping().cuts);
+        }
+    }
+}
+
 // SAFETY: RAM is mapped as long as the engine lives, which the space keeps alive; an overlay is kept until
 // `wait_for_interpreters` has seen every interpreter stop. Interpreters forget everything before they are used again,
 // because `begin_interpretation` changes the generation and that of the one counter that all pages have.
 unsafe impl Bus for KvmSpace {
     fn page(&self, page: u64) -> Option<HostPage> {
         let mapping = self.mapping();
-        mapping.page(&self.ram, page).map(|(page, access)| HostPage {
-            host: page.host(),
-            access,
-            code: NonNull::from(&self.code),
-        })
+        let (ram, access) = mapping.page(&self.ram, page)?;
+        if let Some((range, index)) = self.ram.find(page) {
+            // Perhaps this is the page that the host refused although it may be used.
+            if let Err(error) = mapping.windows[range].restore(index, Rights::of(access), ram) {
+                tracing::error!(%error, page, "a page of guest memory is lost");
+            }
+        }
+        Some(HostPage { host: ram.host(), access, code: NonNull::from(&self.code) })
     }
 
     fn generation(&self) -> u64 {

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::registers::{CS, RAX, RDX, Segment};
-use engine::{Access, AccessKind, AddressSpace, Clock, Completion, Engine, Event, Exit, MemoryError, PAGE_SIZE, Vcpu};
+use engine::{
+    Access, AccessKind, AddressSpace, Clock, Completion, Engine, EngineError, Event, Exit, MemoryError, PAGE_SIZE, Vcpu,
+};
 use engine_kvm::check::Outcome;
-use engine_kvm::{Host, KvmEngine, TscClock};
+use engine_kvm::{Choice, Host, KvmEngine, Protection, TscClock};
 
 const RAM: u64 = 16 * PAGE_SIZE;
 const HIGH: u64 = 1 << 32;
@@ -15,15 +17,10 @@ const CODE: u64 = PAGE_SIZE;
 
 /// An engine, its clock and a space; `None` where there is no KVM.
 fn engine() -> Option<(KvmEngine, TscClock, Arc<dyn AddressSpace>)> {
-    let host = match Host::open() {
-        Ok(host) => Arc::new(host),
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "skipped: {error}");
-            return None;
-        }
-    };
+    let host = Arc::new(Host::open().inspect_err(skip).ok()?);
     let clock = TscClock::start(&host).unwrap();
-    let engine = KvmEngine::new(host, &[0..RAM, HIGH..HIGH + RAM], clock).unwrap();
+    let protection = Protection::new(Choice::Auto).unwrap();
+    let engine = KvmEngine::new(host, &[0..RAM, HIGH..HIGH + RAM], clock, &protection).unwrap();
     let space = engine.create_space(0).unwrap();
     Some((engine, clock, space))
 }
@@ -116,6 +113,58 @@ fn a_forbidden_read_is_tried_again() {
     space.set_access(4, 1, Access::all()).unwrap();
     assert_eq!(run(vcpu.as_mut()), Exit::Halt);
     assert_eq!(vcpu.general().gpr[RAX], 1);
+}
+
+/// An engine with this protection and 800 MiB of memory that nothing uses.
+fn large_space(choice: Choice) -> Option<Arc<dyn AddressSpace>> {
+    let host = Host::open().inspect_err(skip).ok()?;
+    let protection = Protection::new(choice).inspect_err(skip).ok()?;
+    let clock = TscClock::start(&host).unwrap();
+    let ram = 0..SCATTERED * 2 * PAGE_SIZE;
+    let engine = KvmEngine::new(Arc::new(host), std::slice::from_ref(&ram), clock, &protection).unwrap();
+    Some(engine.create_space(0).unwrap())
+}
+
+fn skip(reason: &impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "skipped: {reason}");
+}
+
+/// Pages that are protected with one between each two of them that is not.
+const SCATTERED: u64 = 100_000;
+
+#[test]
+fn a_hundred_thousand_scattered_pages_can_be_protected() {
+    let Some(space) = large_space(Choice::Userfaultfd) else { return };
+    for access in [Access::READ, Access::empty(), Access::all()] {
+        for page in 0..SCATTERED {
+            space.set_access(2 * page, 1, access).unwrap();
+        }
+        assert!((0..SCATTERED).step_by(1000).all(|page| space.access(2 * page) == access));
+    }
+}
+
+#[test]
+fn mprotect_refuses_in_time_what_is_too_much() {
+    for access in [Access::READ, Access::empty()] {
+        let Some(space) = large_space(Choice::Mprotect) else { return };
+        let refused = (0..SCATTERED).find(|page| match space.set_access(2 * page, 1, access) {
+            Ok(()) => false,
+            Err(EngineError::Exhausted(_)) => true,
+            Err(error) => panic!("page {page}: {error}"),
+        });
+        // Who has raised vm.max_map_count so far has room for all.
+        let Some(refused) = refused else { return };
+        assert_eq!(space.access(2 * refused), Access::all());
+        assert!(space.set_access(2 * refused, 1, access).is_err());
+        // What needs no more mappings is still possible, and makes room.
+        space.set_access(1, 1, access).unwrap();
+        space.restore_access(1, 1, Access::all()).unwrap();
+        space.set_access(0, 100, Access::all()).unwrap();
+        space.set_access(2 * refused, 1, access).unwrap();
+        assert_eq!(space.access(2 * refused), access);
+        // And so is what is not guest memory.
+        assert!(std::fs::read_to_string("/proc/self/maps").is_ok());
+    }
 }
 
 #[test]

@@ -101,6 +101,7 @@ impl Engine for FakeEngine {
             access: RwLock::new(AccessMap::new(Access::all())),
             overlays: RwLock::default(),
             changes: AtomicU64::new(0),
+            room: AtomicU64::new(u64::MAX),
         }))
     }
 
@@ -133,6 +134,7 @@ pub struct FakeSpace {
     access: RwLock<AccessMap>,
     overlays: RwLock<BTreeMap<u64, (Arc<FakeOverlay>, Access)>>,
     changes: AtomicU64,
+    room: AtomicU64,
 }
 
 impl FakeSpace {
@@ -140,6 +142,11 @@ impl FakeSpace {
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
+    }
+
+    /// Leaves room for so many more changes of access; further ones fail with [`EngineError::Exhausted`].
+    pub fn leave_room(&self, changes: u64) {
+        self.room.store(changes, Ordering::Relaxed);
     }
 
     fn overlay(&self, page: u64) -> Option<(Arc<FakeOverlay>, Access)> {
@@ -153,7 +160,13 @@ impl AddressSpace for FakeSpace {
     }
 
     fn set_access(&self, first: u64, pages: u64, access: Access) -> Result<(), EngineError> {
+        let taken = self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(1));
+        taken.map_err(|_| EngineError::Exhausted("room"))?;
         self.changes.fetch_add(1, Ordering::Relaxed);
+        self.restore_access(first, pages, access)
+    }
+
+    fn restore_access(&self, first: u64, pages: u64, access: Access) -> Result<(), EngineError> {
         self.access.write().unwrap_or_else(PoisonError::into_inner).set(first, pages, access);
         Ok(())
     }

@@ -38,7 +38,8 @@ pub const PAGE_SHIFT: u32 = 12;
 /// Bytes in a guest page, the unit of protections and overlays (TLFS 15.9).
 pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 
-/// What can go wrong inside an engine. Never the guest's doing: a guest's mistakes are [`Exit`]s.
+/// What can go wrong inside an engine. Never the guest's doing, but for [`Self::Exhausted`]: a guest's mistakes are
+/// [`Exit`]s.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The host refused a resource or an operation.
@@ -50,6 +51,9 @@ pub enum EngineError {
         #[source]
         source: std::io::Error,
     },
+    /// A limit of the host's is reached. Nothing has changed, and the guest can go on.
+    #[error("the host has no more {0}")]
+    Exhausted(&'static str),
     /// The engine cannot do what was asked of it; its [`Capabilities`] say so.
     #[error("the engine cannot {0}")]
     Unsupported(&'static str),
@@ -121,8 +125,18 @@ pub trait AddressSpace: Send + Sync {
     /// the access holds for whatever is mapped there later.
     ///
     /// # Errors
-    /// When the host refuses, or the engine cannot enforce `access`; some of the range may have changed.
+    /// [`EngineError::Exhausted`] if the host's resources do not suffice; nothing has changed then, and
+    /// [`Self::restore_access`] can undo what was done before. Any other error means that the host or the engine failed;
+    /// some of the range may have changed.
     fn set_access(&self, first: u64, pages: u64, access: Access) -> Result<(), EngineError>;
+
+    /// Sets pages back to the access that they had before a [`Self::set_access`]. There are resources for that.
+    ///
+    /// # Errors
+    /// When the host or the engine failed.
+    fn restore_access(&self, first: u64, pages: u64, access: Access) -> Result<(), EngineError> {
+        self.set_access(first, pages, access)
+    }
 
     /// The effective access of a guest page; an overlay's own access where one is mapped.
     fn access(&self, page: u64) -> Access;

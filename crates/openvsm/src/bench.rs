@@ -107,7 +107,7 @@ fn measure(words: &str, platform: &Platform) -> Result<Vec<Figure>, Failure> {
 
 /// Measures and prints the report.
 pub fn run(options: &Bench) -> Status {
-    let platform = &engines::settled(&options.platform);
+    let platform = &engines::settled(&options.platform)?;
     let mut figures = measure("", platform)?;
     figures.extend(measure("processors", &Platform { cpus: platform.cpus.max(2), ..platform.clone() })?);
     let files =

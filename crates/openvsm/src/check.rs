@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use engine_kvm::check::{Finding, Outcome};
+use engine_kvm::{Choice, Protection};
 use serde::Serialize;
 
 use crate::cli::Check;
@@ -64,7 +65,8 @@ pub fn run(options: &Check) -> Status {
             }]
         }
     };
-    let engine = if engines::kvm_trouble().is_none() { "kvm" } else { "soft" };
+    let usable = Protection::new(Choice::Auto).is_ok_and(|protection| engines::kvm_trouble(&protection).is_none());
+    let engine = if usable { "kvm" } else { "soft" };
     let report = Report { host: crate::bench::host(), engine, findings };
     let usable = report.findings.iter().all(|line| line.outcome != "bad");
     let text =

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
+use engine_kvm::Choice;
 use vsm::Profile;
 
 /// Runs guests that use Hyper-V Virtual Secure Mode on an ordinary Linux host.
@@ -38,7 +39,7 @@ pub enum Command {
     /// Repeat the checks until one fails, on different numbers of processors
     Stress(Stress),
     /// Run parts of the checks on the software engine and on KVM, and compare what the rules observe
-    Compare,
+    Compare(Compare),
     /// See what this host can do, and what to do about what it cannot
     Check(Check),
     /// Measure VTL switches, protection changes, intercepts and the processor's speed
@@ -77,6 +78,40 @@ pub struct Platform {
     /// Show VTL switches, hypercalls and intercepts on standard error as they happen
     #[arg(short, long)]
     pub verbose: bool,
+    /// How the host is used.
+    #[command(flatten)]
+    pub host: HostOptions,
+}
+
+/// Options of how the host is used.
+#[derive(Debug, Clone, Default, Args)]
+pub struct HostOptions {
+    /// By what engine kvm withholds pages from a VTL
+    ///
+    /// `userfaultfd` needs Linux 5.19 and may be forbidden to users; with `mprotect` every scattered protected page takes
+    /// two of the mappings that the host allows a process (vm.max_map_count). `auto` takes the former if it can.
+    #[arg(long, value_name = "auto|userfaultfd|mprotect", default_value = "auto", value_parser = parse_protection)]
+    pub kvm_protect: Choice,
+}
+
+impl HostOptions {
+    /// Those that are not the usual ones, as the user would write them after others.
+    pub fn changed(&self) -> String {
+        match self.kvm_protect {
+            Choice::Auto => String::new(),
+            Choice::Userfaultfd => " --kvm-protect userfaultfd".to_owned(),
+            Choice::Mprotect => " --kvm-protect mprotect".to_owned(),
+        }
+    }
+}
+
+fn parse_protection(name: &str) -> Result<Choice, &'static str> {
+    match name {
+        "auto" => Ok(Choice::Auto),
+        "userfaultfd" => Ok(Choice::Userfaultfd),
+        "mprotect" => Ok(Choice::Mprotect),
+        _ => Err("choose auto, userfaultfd or mprotect"),
+    }
 }
 
 /// An engine.
@@ -342,6 +377,9 @@ pub struct Stress {
     /// What the guest is offered of VSM; see `openvsm conform --help`
     #[arg(long, value_name = "KEY=VALUE,...", value_delimiter = ',', value_parser = VsmOption::from_str)]
     pub vsm: Vec<VsmOption>,
+    /// How the host is used.
+    #[command(flatten)]
+    pub host: HostOptions,
 }
 
 const STRESS_HELP: &str = "\
@@ -350,6 +388,14 @@ soft, once more deterministically, with the number of the round as the seed. The
 that is silent for two minutes, ends it: the failures and the command that repeats the run are printed, and for a run
 that hung where its processors were.
 ";
+
+/// `openvsm compare`.
+#[derive(Debug, Args)]
+pub struct Compare {
+    /// How the host is used.
+    #[command(flatten)]
+    pub host: HostOptions,
+}
 
 /// `openvsm check`.
 #[derive(Debug, Args)]

@@ -4,7 +4,7 @@
 use tlfs::Vtl;
 use vsm::Observed;
 
-use crate::cli::{EngineName, Platform, VsmOption};
+use crate::cli::{Compare, EngineName, Platform, VsmOption};
 use crate::failure::Failure;
 use crate::transcript::{self, End, What};
 use crate::{Status, engines, images, table};
@@ -18,15 +18,16 @@ const DIFFERENT: u8 = 1;
 type Seen = (Vtl, Observed);
 
 /// Compares the engines and prints a table.
-pub fn run() -> Status {
-    if let Some(reason) = engines::kvm_trouble() {
+pub fn run(options: &Compare) -> Status {
+    let protection = engines::protection(options.host.kvm_protect)?;
+    if let Some(reason) = engines::kvm_trouble(&protection) {
         return Err(Failure::host(format!("KVM cannot be compared with: {reason}; see openvsm check")));
     }
     let header = ["part", "observations", "result"].map(str::to_owned).to_vec();
     let mut rows = vec![header];
     let mut different = false;
     for part in PARTS {
-        let (soft, kvm) = (observe(EngineName::Soft, part)?, observe(EngineName::Kvm, part)?);
+        let (soft, kvm) = (observe(EngineName::Soft, part, options)?, observe(EngineName::Kvm, part, options)?);
         let difference = difference(&soft, &kvm);
         different |= difference.is_some();
         rows.push(vec![part.to_owned(), soft.len().to_string(), difference.unwrap_or_else(|| "the same".to_owned())]);
@@ -38,9 +39,10 @@ pub fn run() -> Status {
 }
 
 /// What the rules observe of a part of the suite on one VP.
-fn observe(engine: EngineName, part: &str) -> Result<Vec<Seen>, Failure> {
+fn observe(engine: EngineName, part: &str, options: &Compare) -> Result<Vec<Seen>, Failure> {
     let vsm = vec![VsmOption::ModeBasedExecute(false)];
-    let platform = Platform { engine, cpus: 1, deterministic: None, vsm, verbose: false };
+    let host = options.host.clone();
+    let platform = Platform { engine, cpus: 1, deterministic: None, vsm, verbose: false, host };
     let mut seen = Vec::new();
     let end = transcript::run(images::CONFORMANCE, &format!("only={part}"), &platform, true, |_, told| {
         if let What::Observed(observation) = told.what

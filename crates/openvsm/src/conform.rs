@@ -253,7 +253,7 @@ impl Suite {
 
 /// Runs the suite and prints the report.
 pub fn run(options: &Conform) -> Status {
-    let suite = Suite::run(&engines::settled(&options.platform), options.only.as_deref())?;
+    let suite = Suite::run(&engines::settled(&options.platform)?, options.only.as_deref())?;
     let report = &suite.report;
     let text =
         if options.json { serde_json::to_string(report).map_err(Failure::host)? } else { report.lines().join("\n") };

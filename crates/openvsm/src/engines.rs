@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use engine::{Clock, Engine, EngineError};
-use engine_kvm::{KvmEngine, TscClock};
+use engine_kvm::{Choice, KvmEngine, Protection, TscClock};
 use engine_soft::SoftEngine;
 use machine::{HostClock, Schedule};
 
@@ -12,16 +12,20 @@ use crate::cli::{EngineName, Platform, VsmOption};
 use crate::failure::Failure;
 
 /// The options with an engine chosen in place of `auto`; says in one line which.
-pub fn settled(platform: &Platform) -> Platform {
+///
+/// # Errors
+/// If the host lacks what the user insists on.
+pub fn settled(platform: &Platform) -> Result<Platform, Failure> {
     let mut platform = platform.clone();
     if platform.engine != EngineName::Auto {
-        return platform;
+        return Ok(platform);
     }
+    let protection = protection(platform.host.kvm_protect)?;
     let asks_for_execute = platform.vsm.contains(&VsmOption::ModeBasedExecute(true));
     let trouble = match platform.deterministic {
         Some(_) => Some("--deterministic needs it".to_owned()),
         None if asks_for_execute => Some("mode-based execute control needs it".to_owned()),
-        None => kvm_trouble(),
+        None => kvm_trouble(&protection),
     };
     platform.engine = match trouble {
         Some(reason) => {
@@ -33,13 +37,23 @@ pub fn settled(platform: &Platform) -> Platform {
             EngineName::Kvm
         }
     };
-    platform
+    Ok(platform)
+}
+
+/// What engine kvm withholds pages by.
+///
+/// # Errors
+/// If the host lacks what the user insists on.
+pub fn protection(choice: Choice) -> Result<Protection, Failure> {
+    Protection::new(choice).map_err(|error| {
+        Failure::bad_input("--kvm-protect userfaultfd", format!("{error}; or give --kvm-protect auto"))
+    })
 }
 
 /// Why KVM should not be used on this host; `None` if it should.
-pub fn kvm_trouble() -> Option<String> {
+pub fn kvm_trouble(protection: &Protection) -> Option<String> {
     match engine_kvm::Host::open() {
-        Ok(host) => Arc::new(host).trouble(),
+        Ok(host) => Arc::new(host).trouble(protection),
         Err(error) => Some(error.to_string()),
     }
 }
@@ -48,23 +62,27 @@ pub fn kvm_trouble() -> Option<String> {
 pub enum Maker {
     /// The software engine.
     Soft,
-    /// KVM, and the clock of all machines on it.
-    Kvm(Arc<engine_kvm::Host>, TscClock),
+    /// KVM, the clock of all machines on it, and what their pages are withheld by.
+    Kvm(Arc<engine_kvm::Host>, TscClock, Protection),
 }
 
 impl Maker {
-    /// Makes ready an engine.
+    /// Makes ready an engine. Says in one line if it does not withhold pages as it should.
     ///
     /// # Errors
     /// If this host cannot run it.
-    pub fn new(name: EngineName) -> Result<Self, Failure> {
+    pub fn new(name: EngineName, choice: Choice) -> Result<Self, Failure> {
         Ok(match name {
             EngineName::Auto | EngineName::Soft => Self::Soft,
             EngineName::Kvm => {
                 let unusable = |error: &dyn std::fmt::Display| Failure::host(format_args!("--engine kvm: {error}"));
                 let host = engine_kvm::Host::open().map_err(|error| unusable(&error))?;
                 let clock = TscClock::start(&host).map_err(|error| unusable(&error))?;
-                Self::Kvm(Arc::new(host), clock)
+                let protection = protection(choice)?;
+                if let Some(missing) = protection.missing() {
+                    eprintln!("openvsm: pages are withheld by mprotect: {missing}");
+                }
+                Self::Kvm(Arc::new(host), clock, protection)
             }
         })
     }
@@ -77,7 +95,7 @@ impl Maker {
         match (self, seed) {
             (Self::Soft, None) => Ok(Schedule::Threads(Arc::new(HostClock::start()))),
             (Self::Soft, Some(seed)) => Ok(Schedule::Deterministic { clock: Arc::default(), seed }),
-            (Self::Kvm(_, clock), None) => Ok(Schedule::Threads(Arc::new(*clock))),
+            (Self::Kvm(_, clock, _), None) => Ok(Schedule::Threads(Arc::new(*clock))),
             (Self::Kvm(..), Some(_)) => Err(Failure::bad_input(
                 "--deterministic",
                 "a real processor never does the same twice; give --engine soft",
@@ -92,7 +110,7 @@ impl Maker {
     pub fn engine(&self, ram: &[Range<u64>], clock: &Arc<dyn Clock>) -> Result<Arc<dyn Engine>, EngineError> {
         Ok(match self {
             Self::Soft => Arc::new(SoftEngine::new(ram, Arc::clone(clock))?),
-            Self::Kvm(host, clock) => Arc::new(KvmEngine::new(Arc::clone(host), ram, *clock)?),
+            Self::Kvm(host, clock, protection) => Arc::new(KvmEngine::new(Arc::clone(host), ram, *clock, protection)?),
         })
     }
 }

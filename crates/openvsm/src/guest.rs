@@ -58,7 +58,7 @@ impl Host {
     /// # Errors
     /// If this host cannot run the engine.
     pub fn new(platform: &Platform, exit_port: Option<u16>) -> Result<Self, Failure> {
-        let platform = engines::settled(platform);
+        let platform = engines::settled(platform)?;
         let mut rules = vsm::Config { vps: platform.cpus, ..vsm::Config::default() };
         for option in &platform.vsm {
             match *option {
@@ -67,7 +67,7 @@ impl Host {
                 VsmOption::Profile(profile) => rules.profile = profile,
             }
         }
-        let maker = Maker::new(platform.engine)?;
+        let maker = Maker::new(platform.engine, platform.host.kvm_protect)?;
         let schedule = maker.schedule(platform.deterministic)?;
         let clock = schedule.clock();
         Ok(Self { maker, rules, exit_port, schedule, clock, observer: None })

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(options),
         Command::Conform(options) => conform::run(options),
         Command::Stress(options) => stress::run(options),
-        Command::Compare => compare::run(),
+        Command::Compare(options) => compare::run(options),
         Command::Check(options) => check::run(options),
         Command::Bench(options) => bench::run(options),
         Command::Trace(Trace::Summary { file }) => trace::summarize(file),

@@ -52,6 +52,7 @@ fn platforms(options: &Stress, round: u32) -> impl Iterator<Item = Platform> {
         deterministic,
         vsm: options.vsm.clone(),
         verbose: false,
+        host: options.host.clone(),
     })
 }
 
@@ -59,7 +60,8 @@ fn platforms(options: &Stress, round: u32) -> impl Iterator<Item = Platform> {
 fn command(platform: &Platform) -> String {
     let seed = platform.deterministic.map(|seed| format!(" --deterministic={seed}"));
     let engine = platform.engine.as_str();
-    format!("openvsm conform --engine {engine} --cpus {}{}", platform.cpus, seed.unwrap_or_default())
+    let host = platform.host.changed();
+    format!("openvsm conform --engine {engine} --cpus {}{}{host}", platform.cpus, seed.unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -188,3 +188,13 @@ fn help_and_version_are_not_errors() {
         assert!(help.contains(option), "{option} is not in the help");
     }
 }
+
+#[test]
+fn ways_to_protect_that_there_are_not() {
+    let kernel = Directory::new();
+    let kernel = kernel.write("kernel", &elf(EXIT));
+    assert_tells(
+        &refused(&["--kernel", &kernel, "--kvm-protect", "hope"]),
+        &["--kvm-protect", "choose auto, userfaultfd or mprotect"],
+    );
+}

@@ -45,12 +45,19 @@ impl Protections {
         self.configs.get(vtl.index()).copied().unwrap_or(INITIAL_CONFIG)
     }
 
-    /// Makes the new address space of `vtl` enforce what higher VTLs granted before it was there.
+    /// Makes the address space of `vtl` enforce what higher VTLs grant.
     pub(crate) fn bind(&self, vtl: Vtl, space: &dyn AddressSpace) -> Result<(), EngineError> {
         self.ram.iter().try_for_each(|pages| self.grants.apply(vtl, pages, space))
     }
 
-    /// Changes what `setter` grants to `targets`, and what their address spaces enforce.
+    /// The same for what they granted before something else turned out to be too much for the host.
+    fn restore(&self, vtl: Vtl, pages: Range<u64>, space: &dyn AddressSpace) -> Result<(), EngineError> {
+        self.grants
+            .apply_with(vtl, pages, None, |run, access| space.restore_access(run.start, run.end - run.start, access))
+    }
+
+    /// Changes what `setter` grants to `targets`, and what their address spaces enforce. If the host's resources do not
+    /// suffice nothing changes.
     fn protect(
         &mut self,
         partition: &Partition,
@@ -59,11 +66,42 @@ impl Protections {
         pages: Range<u64>,
         mask: Access,
     ) -> Result<(), EngineError> {
-        for target in targets.iter() {
-            let changed = self.grants.grant(setter, target, pages.clone(), mask);
-            if let Some(space) = partition.space(target).filter(|_| changed) {
-                self.grants.apply(target, pages.clone(), &**space)?;
+        let grants = &self.grants;
+        let news = |target: &Vtl| grants.is_news(setter, *target, &pages, mask);
+        // The grants change last, so that they tell what to go back to.
+        for target in targets.iter().filter(news) {
+            let Some(space) = partition.space(target) else { continue };
+            let result = grants.apply_with(target, pages.clone(), Some((setter, mask)), |run, access| {
+                space.set_access(run.start, run.end - run.start, access)
+            });
+            if let Err(error @ EngineError::Exhausted(_)) = &result {
+                tracing::warn!(%error, "refused a protection");
+                for target in targets.iter().filter(|&done| done <= target) {
+                    let Some(space) = partition.space(target) else { continue };
+                    self.restore(target, pages.clone(), &**space)?;
+                }
             }
+            result?;
+        }
+        for target in targets.iter() {
+            self.grants.grant(setter, target, &pages, mask);
+        }
+        Ok(())
+    }
+
+    /// Lets `setter` protect memory; `default` is what it grants to every lower VTL from now on. If the host's resources do
+    /// not suffice nothing changes.
+    fn enable(&mut self, partition: &Partition, setter: Vtl, default: Access) -> Result<(), EngineError> {
+        self.grants.enable(setter, default);
+        for (target, space) in partition.spaces_below(setter).filter(|_| default != Access::all()) {
+            let result = self.bind(target, space);
+            if let Err(EngineError::Exhausted(_)) = result {
+                self.grants.disable(setter);
+                for (target, space) in partition.spaces_below(setter).filter(|(done, _)| *done <= target) {
+                    self.ram.iter().try_for_each(|pages| self.restore(target, pages, space))?;
+                }
+            }
+            result?;
         }
         Ok(())
     }
@@ -117,10 +155,7 @@ impl Partition {
         } else {
             let mask = protections.mask(self, vtl, config.default_vtl_protection_mask(), (INVALID, INVALID))?;
             if config.enable_vtl_protection() {
-                protections.grants.enable(vtl, mask);
-                for (target, space) in self.spaces_below(vtl).filter(|_| mask != Access::all()) {
-                    protections.bind(target, space)?;
-                }
+                protections.enable(self, vtl, mask)?;
             }
         }
         if let Some(slot) = protections.configs.get_mut(vtl.index()) {
@@ -178,6 +213,11 @@ impl Grants {
         self.maps[setter.index()] = setter.lower().map(|_| AccessMap::new(default)).collect();
     }
 
+    /// Takes [`Self::enable`] back.
+    fn disable(&mut self, setter: Vtl) {
+        self.maps[setter.index()].clear();
+    }
+
     /// The VTLs that have enabled protections and whose grants bind `target`.
     fn setters(&self, target: Vtl) -> impl Iterator<Item = (Vtl, &AccessMap)> {
         Vtl::all()
@@ -185,15 +225,18 @@ impl Grants {
             .filter_map(move |setter| Some((setter, self.maps[setter.index()].get(target.index())?)))
     }
 
-    /// Changes what `setter` grants to `target`; says whether that is news.
-    fn grant(&mut self, setter: Vtl, target: Vtl, pages: Range<u64>, mask: Access) -> bool {
-        let Some(map) = self.maps[setter.index()].get_mut(target.index()) else { return false };
+    /// Whether it is news that `setter` grants this to `target`.
+    fn is_news(&self, setter: Vtl, target: Vtl, pages: &Range<u64>, mask: Access) -> bool {
         let count = pages.end.saturating_sub(pages.start);
-        if count == 0 || map.run(pages.start, count) == (count, mask) {
-            return false;
+        let map = self.maps[setter.index()].get(target.index());
+        count != 0 && map.is_some_and(|map| map.run(pages.start, count) != (count, mask))
+    }
+
+    /// Changes what `setter` grants to `target`.
+    fn grant(&mut self, setter: Vtl, target: Vtl, pages: &Range<u64>, mask: Access) {
+        if let Some(map) = self.maps[setter.index()].get_mut(target.index()) {
+            map.set(pages.start, pages.end.saturating_sub(pages.start), mask);
         }
-        map.set(pages.start, count, mask);
-        true
     }
 
     /// What `target` may do with a page.
@@ -203,37 +246,46 @@ impl Grants {
     }
 
     /// The longest run of pages that starts at `pages.start` and in which no grant changes, and the effective access.
-    fn run(&self, target: Vtl, pages: &Range<u64>) -> (u64, Access) {
+    /// `instead` is a setter and what it shall count as granting.
+    fn run(&self, target: Vtl, pages: &Range<u64>, instead: Option<(Vtl, Access)>) -> (u64, Access) {
         let limit = pages.end - pages.start;
-        self.setters(target).fold((limit, Access::all()), |(length, access), (_, map)| {
-            let (run, granted) = map.run(pages.start, length);
+        self.setters(target).fold((limit, Access::all()), |(length, access), (setter, map)| {
+            let (run, granted) = match instead {
+                Some((other, mask)) if other == setter => (length, mask),
+                _ => map.run(pages.start, length),
+            };
             (run, access & granted)
         })
     }
 
-    /// Makes the address space of `target` enforce the effective access of `pages`, in as few changes as possible.
-    fn apply(&self, target: Vtl, mut pages: Range<u64>, space: &dyn AddressSpace) -> Result<(), EngineError> {
-        if self.setters(target).next().is_none() {
-            return Ok(());
-        }
+    /// Makes the address space of `target` enforce the effective access of `pages`.
+    fn apply(&self, target: Vtl, pages: Range<u64>, space: &dyn AddressSpace) -> Result<(), EngineError> {
+        self.apply_with(target, pages, None, |run, access| space.set_access(run.start, run.end - run.start, access))
+    }
+
+    /// Tells `set` the effective access of `pages`, in as few runs as possible.
+    fn apply_with(
+        &self,
+        target: Vtl,
+        mut pages: Range<u64>,
+        instead: Option<(Vtl, Access)>,
+        set: impl Fn(Range<u64>, Access) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
         let mut pending: Option<(Range<u64>, Access)> = None;
         while pages.start < pages.end {
-            let (length, access) = self.run(target, &pages);
+            let (length, access) = self.run(target, &pages, instead);
             let next = pages.start + length;
             match &mut pending {
                 Some((run, same)) if *same == access => run.end = next,
                 _ => {
                     if let Some((run, access)) = pending.replace((pages.start..next, access)) {
-                        space.set_access(run.start, run.end - run.start, access)?;
+                        set(run, access)?;
                     }
                 }
             }
             pages.start = next;
         }
-        match pending {
-            Some((run, access)) => space.set_access(run.start, run.end - run.start, access),
-            None => Ok(()),
-        }
+        pending.map_or(Ok(()), |(run, access)| set(run, access))
     }
 
     /// The VTL that is told of an access by `target` (TLFS 15.13.2): of those in `among` whose grants forbid it, the

@@ -109,15 +109,19 @@ impl From<HvStatus> for Stop {
     }
 }
 
+/// What exceeds the host's resources exceeds the partition's (TLFS appendix B).
 impl From<Error> for Stop {
     fn from(error: Error) -> Self {
-        Self::Failed(error)
+        match error {
+            Error::Engine(EngineError::Exhausted(_)) => HvStatus::InsufficientMemory.into(),
+            error => Self::Failed(error),
+        }
     }
 }
 
 impl From<EngineError> for Stop {
     fn from(error: EngineError) -> Self {
-        Self::Failed(error.into())
+        Error::from(error).into()
     }
 }
 

@@ -91,8 +91,11 @@ proptest! {
                     }
                 }
                 Step::Grant { setter, target, pages, mask } => {
-                    if grants.grant(setter, target, pages.clone(), mask) {
-                        grants.apply(target, pages, &*spaces[target.index()]).expect("applied");
+                    if grants.is_news(setter, target, &pages, mask) {
+                        let space = &spaces[target.index()];
+                        let set = |run: Range<u64>, access| space.set_access(run.start, run.end - run.start, access);
+                        grants.apply_with(target, pages.clone(), Some((setter, mask)), set).expect("applied");
+                        grants.grant(setter, target, &pages, mask);
                     }
                 }
             }
@@ -116,8 +119,8 @@ fn contiguous_pages_of_one_access_are_one_change() {
     grants.enable(Vtl::ONE, Access::all());
     grants.enable(Vtl::TWO, Access::all());
     // Two grants that change at different pages but add up to one access.
-    grants.grant(Vtl::ONE, Vtl::ZERO, 0..100, Access::READ);
-    grants.grant(Vtl::TWO, Vtl::ZERO, 100..200, Access::READ);
+    grants.grant(Vtl::ONE, Vtl::ZERO, &(0..100), Access::READ);
+    grants.grant(Vtl::TWO, Vtl::ZERO, &(100..200), Access::READ);
     grants.apply(Vtl::ZERO, 0..200, &*space).expect("applied");
     assert!((0..200).all(|page| space.access(page) == Access::READ));
     assert_eq!(space.into_any().downcast::<FakeSpace>().expect("a fake space").changes(), 1);
@@ -132,7 +135,7 @@ fn the_lowest_vtl_that_forbids_an_access_is_told() {
     let all = VtlSet::from_bits(7);
     assert_eq!(grants.denier(Vtl::ZERO, 5, write, all), Some(Vtl::TWO));
     assert_eq!(grants.denier(Vtl::ONE, 5, write, all), Some(Vtl::TWO));
-    grants.grant(Vtl::ONE, Vtl::ZERO, 5..6, Access::READ);
+    grants.grant(Vtl::ONE, Vtl::ZERO, &(5..6), Access::READ);
     assert_eq!(grants.denier(Vtl::ZERO, 5, write, all), Some(Vtl::ONE));
     assert_eq!(grants.denier(Vtl::ZERO, 5, write, VtlSet::from_bits(5)), Some(Vtl::TWO));
     assert_eq!(grants.denier(Vtl::ZERO, 6, (AccessKind::Read, false, false), all), None);
@@ -165,8 +168,8 @@ fn a_tebibyte_guest_is_representable() {
     let pages = 1 << 28;
     let mut grants = Grants::default();
     grants.enable(Vtl::ONE, Access::all());
-    grants.grant(Vtl::ONE, Vtl::ZERO, 0..pages, Access::READ);
-    grants.grant(Vtl::ONE, Vtl::ZERO, pages - 1..pages, Access::empty());
+    grants.grant(Vtl::ONE, Vtl::ZERO, &(0..pages), Access::READ);
+    grants.grant(Vtl::ONE, Vtl::ZERO, &(pages - 1..pages), Access::empty());
     assert_eq!(grants.effective(Vtl::ZERO, pages - 1), Access::empty());
     assert_eq!(grants.effective(Vtl::ZERO, pages - 2), Access::READ);
     let bytes: usize = grants.maps.iter().flatten().map(AccessMap::heap_bytes).sum();
@@ -272,6 +275,50 @@ fn a_page_has_what_all_higher_vtls_grant() {
     // VTL1 takes its part back; VTL2's stays.
     protect(&mut guest, InputVtl::CURRENT, ALL, &[3]);
     assert_eq!(access(&guest, 0, 3), Access::READ | Access::WRITE);
+}
+
+#[test]
+fn what_is_too_much_for_the_host_changes_nothing() {
+    let mut guest = protecting(3);
+    set_config(&mut guest, 2, PROTECT).expect("a higher VTL may configure a lower one");
+    let spaces = [0, 1, 2].map(|level| {
+        let space = Arc::clone(guest.space(level)).into_any();
+        space.downcast::<FakeSpace>().expect("a fake space")
+    });
+    guest.return_down(2);
+    // VTL2 grants VTL0 and VTL1 different things, so that VTL3's change comes in several runs.
+    protect(&mut guest, InputVtl::target(Vtl::ONE), READ, &[21]);
+    protect(&mut guest, InputVtl::target(Vtl::ZERO), READ_WRITE, &[20, 21]);
+    guest.call_up(3);
+    let pages = [10, 20, 21, 22];
+    let rights = |guest: &Guest| [0, 1, 2].map(|level| pages.map(|page| access(guest, level, page)));
+    let before = rights(&guest);
+    // There is room for page 10 in all VTLs, then for VTL0 and for a part of what VTL1 needs.
+    for (space, room) in spaces.iter().zip([u64::MAX, 2, u64::MAX]) {
+        space.leave_room(room);
+    }
+    assert_eq!(protect(&mut guest, InputVtl::CURRENT, 0xD, &pages), (HvStatus::InsufficientMemory, 1));
+    let after = rights(&guest);
+    assert_eq!(before.map(|rights| rights[1..].to_vec()), after.map(|rights| rights[1..].to_vec()));
+    assert!(after.iter().all(|rights| !rights[0].contains(Access::WRITE)));
+    spaces[1].leave_room(u64::MAX);
+    assert_eq!(protect(&mut guest, InputVtl::CURRENT, 0xD, &pages), (HvStatus::Success, 4));
+    assert!(rights(&guest).iter().flatten().all(|access| !access.contains(Access::WRITE)));
+}
+
+#[test]
+fn a_default_mask_that_is_too_much_for_the_host_is_refused() {
+    let mut guest = Guest::in_vtl(2);
+    let space = Arc::clone(guest.space(1)).into_any().downcast::<FakeSpace>().expect("a fake space");
+    space.leave_room(0);
+    let none = PROTECT & !0x1E;
+    let result = set_config(&mut guest, 2, none);
+    assert!(matches!(result, Err(Stop::Status(HvStatus::InsufficientMemory))), "{result:?}");
+    assert_eq!(config(&guest, 2) & 1, 0);
+    assert_eq!([0, 1].map(|level| access(&guest, level, 5)), [Access::all(); 2]);
+    space.leave_room(u64::MAX);
+    set_config(&mut guest, 2, none).expect("now there is room");
+    assert_eq!([0, 1].map(|level| access(&guest, level, 5)), [Access::empty(); 2]);
 }
 
 #[test]
