@@ -49,7 +49,9 @@ fn line(clock: &dyn Clock, told: &Told) -> Option<String> {
             None => text.clone(),
         }),
         What::Observed(observation) => match observation.what {
-            Observed::MemoryIntercept { .. } | Observed::RegisterIntercept { .. } => Some(format!(
+            Observed::MemoryIntercept { .. }
+            | Observed::RegisterIntercept { .. }
+            | Observed::StartupIntercept { .. } => Some(format!(
                 "{milliseconds:10.3} ms  hypervisor  {:<9}  {} may not do that: {}",
                 "stopped",
                 observation.vtl,

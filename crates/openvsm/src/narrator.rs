@@ -71,6 +71,9 @@ impl fmt::Display for Phrase<'_> {
                     None => Ok(()),
                 }
             }
+            Observed::StartupIntercept { to, target } => {
+                write!(formatter, "intercept for {to}: start or reset of VP {target}")
+            }
             Observed::RegisterIntercept { to, access } => write!(formatter, "intercept for {to}: {access}"),
             Observed::Interrupt(event) => write!(formatter, "{event:?}"),
             Observed::Activity(activity) => write!(formatter, "{activity:?}"),

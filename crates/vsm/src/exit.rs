@@ -89,6 +89,9 @@ impl Vp {
                     self.msr_intercept(to, index, RegisterOperation::Write(value), now);
                     return Ok(Disposition::Handled);
                 }
+                if self.intercepts_icr_write(index, value, now) {
+                    return Ok(Disposition::Handled);
+                }
                 let completion = match self.write_msr(self.active_vtl(), index, value, now) {
                     Ok(()) => Completion::Done,
                     Err(MsrError::Fault) => Completion::Fault,

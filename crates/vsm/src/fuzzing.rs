@@ -319,7 +319,10 @@ impl Driver {
     /// Lets the active VTL protect memory, by HvRegisterVsmPartitionConfig.
     fn allow_protections(&mut self, vp: usize, source: &mut Source<'_>) {
         let mask = [0xF, 0xF, 0xF, 1, 3, 0][source.below(6) as usize];
-        let config = VsmPartitionConfig::new().with_enable_vtl_protection(true).with_default_vtl_protection_mask(mask);
+        let config = VsmPartitionConfig::new()
+            .with_enable_vtl_protection(true)
+            .with_default_vtl_protection_mask(mask)
+            .with_intercept_vp_startup(source.byte() % 4 == 0);
         let header = VpRegistersHeader {
             partition_id: PartitionId::SELF,
             vp_index: VpIndex::SELF,

@@ -12,6 +12,7 @@ use tlfs::{Vtl, VtlSet};
 use crate::connections::Letter;
 use crate::partition::lock;
 use crate::reference_time::ReferenceClock;
+use crate::startup::Permission;
 use crate::synic::{self, Readiness};
 use crate::tlb::{Flush, Passes, SharedTlb};
 use crate::vp::VtlState;
@@ -57,6 +58,11 @@ impl Signal {
     /// them may be the one of lowest priority (SDM Vol. 3A 12.6.2.4).
     fn is_for_one(self) -> bool {
         matches!(self, Self::Interrupt(Interrupt { mode: DeliveryMode::LowestPriority, .. }))
+    }
+
+    /// Whether it resets a VP, or starts it.
+    pub(crate) fn is_startup(self) -> bool {
+        matches!(self, Self::Interrupt(Interrupt { mode: DeliveryMode::Init | DeliveryMode::StartUp, .. }))
     }
 
     fn deliver(self, apic: &mut LocalApic) {
@@ -200,6 +206,10 @@ impl Partition {
             return;
         }
         let (target, signal) = (IpiTarget::Destination(message.destination), Signal::Interrupt(message.interrupt));
+        // Devices have the rights of VTL0 (TLFS 15.14). There is no VP on which an intercept of theirs could be told.
+        if signal.is_startup() && self.startup_permission(Vtl::ZERO) != Permission::Granted {
+            return;
+        }
         for vp in 0..self.config.vps {
             if self.is_target(vp, Vtl::ZERO, target, signal, false) {
                 self.signal_vp(vp, Vtl::ZERO, signal);
@@ -306,8 +316,11 @@ impl Vp {
         }
     }
 
-    /// Sends to the local APICs of a VTL that `target` names. IPIs of a VTL stay in that VTL.
+    /// Sends to the local APICs of `vtl` that `target` names, in the name of the active VTL.
     pub(crate) fn signal(&mut self, vtl: Vtl, target: IpiTarget, signal: Signal) {
+        if signal.is_startup() && self.startup_permission(self.active_vtl()) != Permission::Granted {
+            return;
+        }
         for vp in 0..self.partition.config.vps {
             if self.partition.is_target(vp, vtl, target, signal, vp == self.index()) {
                 self.signal_vp(vp, vtl, signal);
@@ -316,6 +329,19 @@ impl Vp {
                 }
             }
         }
+    }
+
+    /// The VPs that an INIT or start-up IPI to `vtl` would reset or start, as far as their VTLs let it.
+    pub(crate) fn startup_targets(
+        &self,
+        vtl: Vtl,
+        target: IpiTarget,
+        signal: Signal,
+    ) -> impl Iterator<Item = u32> + use<'_> {
+        (0..self.partition.config.vps).filter(move |&vp| {
+            self.partition.obeys_startup_signals(vp)
+                && self.partition.is_target(vp, vtl, target, signal, vp == self.index())
+        })
     }
 
     /// Sends to the local APIC of a VP in a VTL, whatever its destination registers say. There may be no such VP.

@@ -10,10 +10,14 @@ use tlfs::{Message, MessageType, PartitionId, Vtl, VtlSet};
 
 use crate::registers::segment_to_tlfs;
 use crate::switch::GENERAL_PROTECTION;
+pub(crate) use startup::Attempt;
+
 use crate::{Disposition, Error, Observed, Profile, Vp};
 
 const GENERAL_PROTECTION_VECTOR: u8 = 13;
 const DOUBLE_FAULT: u8 = 8;
+/// RDMSR and WRMSR have no operands.
+const MSR_INSTRUCTION_BYTES: u8 = 2;
 
 /// CR0.AM.
 const CR0_AM: u64 = 1 << 18;
@@ -124,5 +128,6 @@ fn header(vcpu: &dyn Vcpu, from: Vtl, vp: u32, kind: AccessKind, instruction_len
 }
 
 mod register;
+mod startup;
 #[cfg(test)]
 mod tests;

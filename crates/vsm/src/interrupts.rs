@@ -8,6 +8,7 @@ use engine::{Completion, Event, Exit, PAGE_SIZE};
 use tlfs::msr;
 
 use crate::inbox::Signal;
+use crate::intercept::Attempt;
 use crate::msr::MsrError;
 use crate::startup::Activity;
 use crate::vp::VtlState;
@@ -177,7 +178,7 @@ impl Vp {
         if matches!(index, msr::EOI | X2APIC_EOI) {
             self.deliver_messages(vtl, now);
         }
-        self.act_on(vtl, effect);
+        self.act_on(vtl, effect, now);
         Ok(())
     }
 
@@ -202,7 +203,7 @@ impl Vp {
                 if offset == EOI_OFFSET {
                     self.deliver_messages(vtl, now);
                 }
-                self.act_on(vtl, effect);
+                self.act_on(vtl, effect, now);
             }
             _ => {
                 let mut bytes = [0; 8];
@@ -214,14 +215,20 @@ impl Vp {
     }
 
     /// What a write of the local APIC does elsewhere.
-    fn act_on(&mut self, vtl: Vtl, effect: Option<Effect>) {
+    fn act_on(&mut self, vtl: Vtl, effect: Option<Effect>, now: u64) {
         self.publish_routing(vtl);
         match effect {
             Some(Effect::EndOfInterrupt { vector }) => {
                 self.ended.insert(vector);
                 self.partition.retargets().add_sources(vtl, vector, &mut self.ended);
             }
-            Some(Effect::Ipi(ipi)) => self.signal(vtl, ipi.target, Signal::Interrupt(ipi.interrupt)),
+            Some(Effect::Ipi(ipi)) => {
+                let signal = Signal::Interrupt(ipi.interrupt);
+                // The write is done.
+                if !self.intercepts_startup(Attempt::Ipi(vtl, ipi.target, signal), 0, now) {
+                    self.signal(vtl, ipi.target, signal);
+                }
+            }
             None => {}
         }
     }

@@ -61,6 +61,13 @@ pub enum Observed {
     Interrupt(Event),
     /// The VP stopped executing, or executes again.
     Activity(VpActivity),
+    /// The VTL was about to start or reset a VP, which a higher one intercepted (TLFS 15.5.1.5).
+    StartupIntercept {
+        /// The VTL that is told.
+        to: Vtl,
+        /// The VP that was to be started or reset.
+        target: u32,
+    },
     /// An access of a register by the VTL was intercepted by a higher one (TLFS 15.13.4).
     RegisterIntercept {
         /// The VTL that is told.

@@ -37,7 +37,7 @@ impl Vp {
             let Some(state) = self.state_mut(vtl) else { continue };
             let signals = state.apic.signals();
             let (init, start_up) = (std::mem::take(&mut signals.init), signals.start_up.take());
-            if !init && start_up.is_none() || !self.obeys_startup_signals() {
+            if !init && start_up.is_none() || !self.partition.obeys_startup_signals(self.index()) {
                 continue;
             }
             if init {
@@ -47,12 +47,6 @@ impl Vp {
                 self.start_up(page);
             }
         }
-    }
-
-    /// Whether INIT and start-up IPIs have an effect on this VP.
-    fn obeys_startup_signals(&self) -> bool {
-        let sole = self.enabled_vtls() == VtlSet::EMPTY.with(Vtl::ZERO);
-        sole && !self.partition.denies_startup(Vtl::ZERO)
     }
 
     /// INIT, in VTL0. The bootstrap processor executes from the reset vector, the others wait to be started.
@@ -99,10 +93,47 @@ impl Vp {
     }
 }
 
+/// Whether a VTL may start and reset VPs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Permission {
+    /// It may.
+    Granted,
+    /// It may not.
+    Denied,
+    /// It may not, and this VTL is told of the attempt.
+    Intercepted(Vtl),
+}
+
+impl Vp {
+    /// Whether `own`, on this VP, may start and reset VPs. Of several VTLs that intercept it the lowest is told (TLFS
+    /// 15.13.2).
+    pub(crate) fn startup_permission(&self, own: Vtl) -> Permission {
+        let permission = self.partition.startup_permission(own);
+        let Permission::Intercepted(_) = permission else { return permission };
+        let mut here = self.enabled_vtls().above(own).iter().filter(|&vtl| self.partition.intercepts_startup(vtl));
+        // One that is not enabled on this VP cannot be told here.
+        here.next().map_or(Permission::Denied, Permission::Intercepted)
+    }
+}
+
 impl Partition {
-    /// Whether a VTL above keeps `vtl` from starting and resetting VPs (DenyLowerVtlStartup, TLFS 15.5.1.4).
-    pub(crate) fn denies_startup(&self, vtl: Vtl) -> bool {
-        self.enabled_vtls().above(vtl).iter().any(|higher| self.config_of(higher).deny_lower_vtl_startup())
+    /// Whether `own` may start and reset VPs: not if a VTL above denies it (DenyLowerVtlStartup, TLFS 15.5.1.4) or
+    /// intercepts it (InterceptVpStartup, TLFS 15.5.1.5). Denial goes before: then nothing is about to start.
+    pub(crate) fn startup_permission(&self, own: Vtl) -> Permission {
+        let above = self.enabled_vtls().above(own);
+        if above.iter().any(|higher| self.config_of(higher).deny_lower_vtl_startup()) {
+            return Permission::Denied;
+        }
+        above.iter().find(|&vtl| self.intercepts_startup(vtl)).map_or(Permission::Granted, Permission::Intercepted)
+    }
+
+    fn intercepts_startup(&self, vtl: Vtl) -> bool {
+        self.config_of(vtl).intercept_vp_startup()
+    }
+
+    /// Whether INIT and start-up IPIs have an effect on a VP: only where VTL0 is the only VTL.
+    pub(crate) fn obeys_startup_signals(&self, vp: u32) -> bool {
+        self.enabled_on(vp) == VtlSet::EMPTY.with(Vtl::ZERO)
     }
 }
 

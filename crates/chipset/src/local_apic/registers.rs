@@ -351,14 +351,21 @@ impl LocalApic {
         self.send(value)
     }
 
-    /// The IPI that a value of the ICR stands for.
     fn send(&mut self, value: u64) -> Option<Ipi> {
+        let ipi = self.ipi(value)?;
+        let has_vector = matches!(ipi.interrupt.mode, DeliveryMode::Fixed | DeliveryMode::LowestPriority);
+        if has_vector && ipi.interrupt.vector < LOWEST_VECTOR {
+            self.report(esr::SEND_ILLEGAL_VECTOR);
+            return None;
+        }
+        Some(ipi)
+    }
+
+    /// The IPI that a value of the ICR stands for, even if its vector is one that is not sent.
+    #[must_use]
+    pub fn ipi(&self, value: u64) -> Option<Ipi> {
         let (mode, vector) = (DeliveryMode::from_bits((value >> 8) as u32)?, value as u8);
         match mode {
-            DeliveryMode::Fixed | DeliveryMode::LowestPriority if vector < LOWEST_VECTOR => {
-                self.report(esr::SEND_ILLEGAL_VECTOR);
-                return None;
-            }
             // The de-assertion of INIT has been without effect since the Pentium 4.
             DeliveryMode::Init if value & (icr::ASSERT | icr::LEVEL) == icr::LEVEL => return None,
             DeliveryMode::ExtInt => return None,

@@ -57,6 +57,10 @@ enum Recorded {
         gpa: u64,
         gva: Option<u64>,
     },
+    StartupIntercept {
+        to: Vtl,
+        target: u32,
+    },
     RegisterIntercept {
         to: Vtl,
         access: RegisterAccess,
@@ -172,6 +176,9 @@ impl Tracer {
                     "gva": gva.map(|gva| format!("{gva:#x}")),
                 })),
             ),
+            Recorded::StartupIntercept { to, target } => {
+                (Category::Intercept, "start-up".into(), Some(json!({ "to": to.to_string(), "target": target })))
+            }
             Recorded::RegisterIntercept { to, access } => (
                 Category::Intercept,
                 access.register.to_string().into(),
@@ -208,6 +215,7 @@ impl Observer for Tracer {
             Observed::MemoryIntercept { to, fault: MemoryFault { kind, gpa, gva, .. } } => {
                 Recorded::MemoryIntercept { to, kind, gpa, gva }
             }
+            Observed::StartupIntercept { to, target } => Recorded::StartupIntercept { to, target },
             Observed::RegisterIntercept { to, access } => Recorded::RegisterIntercept { to, access },
             Observed::Interrupt(event) => Recorded::Interrupt(event),
         };

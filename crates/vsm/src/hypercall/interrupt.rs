@@ -13,6 +13,7 @@ use zerocopy::IntoBytes;
 use super::{Call, Simple, Stop};
 use crate::Profile;
 use crate::inbox::Signal;
+use crate::intercept::Attempt;
 
 /// HvCallNotifyLongSpinWait: whoever runs the VP is told to let others run.
 pub(super) struct NotifyLongSpinWait;
@@ -90,7 +91,9 @@ impl Simple for AssertVirtualInterrupt {
         let logical = control.logical_destination_mode();
         let destination = if logical { Destination::Logical(address) } else { Destination::Physical(address) };
         let signal = signal(control.interrupt_type(), input.requested_vector, control.level_triggered())?;
-        call.vp.signal(target, IpiTarget::Destination(destination), signal);
+        let ipi_target = IpiTarget::Destination(destination);
+        call.check_startup(Attempt::Ipi(target, ipi_target, signal))?;
+        call.vp.signal(target, ipi_target, signal);
         Ok(())
     }
 }

@@ -26,6 +26,7 @@ pub(crate) use self::parser::Buffers;
 use self::parser::Outcome;
 use crate::code_page::Switch;
 use crate::exit::Disposition;
+use crate::intercept::Attempt;
 use crate::switch::INVALID_OPCODE;
 use crate::vp::VtlState;
 use crate::{Error, Observed, Partition, SwitchReason, Vp, page_tables, protections, registers, translate};
@@ -73,6 +74,11 @@ impl Call<'_> {
         }
     }
 
+    /// Checks that no higher VTL intercepts that VPs are started or reset (TLFS 15.5.1.5).
+    pub(crate) fn check_startup(&self, attempt: Attempt) -> Result<(), Stop> {
+        self.vp.startup_interceptor(attempt).map_or(Ok(()), |_| Err(Stop::Intercepted(attempt)))
+    }
+
     /// The VP that a parameter names: the caller, or another one that is stopped.
     ///
     /// # Errors
@@ -99,6 +105,9 @@ pub(crate) enum Stop {
     NeedsVp(u32),
     /// The guest executes the call again: it takes too long, or waits for something. Completed reps count.
     Again,
+    /// A higher VTL intercepts it. The guest executes the call again unless that VTL lets it go on elsewhere. Completed
+    /// reps count.
+    Intercepted(Attempt),
     /// The rules or the engine failed.
     Failed(Error),
 }
@@ -258,6 +267,11 @@ impl Vp {
             }
             Outcome::Again(again) => {
                 convention.set_control(vcpu, again);
+                (None, again.rep_start_index())
+            }
+            Outcome::Intercepted(again, attempt) => {
+                convention.set_control(vcpu, again);
+                self.intercepts_startup(attempt, length, now);
                 (None, again.rep_start_index())
             }
             Outcome::NeedsVp(again, index) => {

@@ -11,6 +11,7 @@ use super::convention::{Block, Convention};
 use super::definition::{Definition, Kind};
 use super::{Call, Stop};
 use crate::Vp;
+use crate::intercept::Attempt;
 
 /// Where the input and the output of a call are copied to; kept by the VP so that a call allocates nothing.
 #[derive(Default)]
@@ -36,6 +37,8 @@ pub(super) enum Outcome {
     Complete(HypercallResult),
     /// The guest executes it again, with this input value.
     Again(HypercallInput),
+    /// A higher VTL is to be told; made again, it has this input value.
+    Intercepted(HypercallInput, Attempt),
     /// It is made again with this input value when that VP is stopped.
     NeedsVp(HypercallInput, u32),
     /// A parameter page forbids an access; nothing was done (TLFS 3.6).
@@ -258,6 +261,7 @@ pub(super) fn execute(
                 // Another VP took the page away meanwhile; what was done stays done.
                 (Err(_), _) => Ok(Outcome::Complete(result(HvStatus::InvalidHypercallInput, done))),
                 (Ok(()), Err(Failed::Stop(Stop::Again))) => Ok(Outcome::Again(again)),
+                (Ok(()), Err(Failed::Stop(Stop::Intercepted(attempt)))) => Ok(Outcome::Intercepted(again, attempt)),
                 (Ok(()), Err(Failed::Stop(Stop::NeedsVp(index)))) => Ok(Outcome::NeedsVp(again, index)),
                 (Ok(()), Err(Failed::Stop(Stop::Status(status)))) => Ok(Outcome::Complete(result(status, done))),
                 (Ok(()), _) => Ok(Outcome::Complete(result(HvStatus::Success, done))),

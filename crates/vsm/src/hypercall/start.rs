@@ -6,7 +6,8 @@ use tlfs::{CallCode, HvStatus, VpIndex, Vtl};
 
 use super::{Call, Rep, Simple, Stop};
 use crate::initial_context::CheckedContext;
-use crate::startup::Activity;
+use crate::intercept::Attempt;
+use crate::startup::{Activity, Permission};
 
 const START: PartitionPrivileges = PartitionPrivileges::new().with_start_virtual_processor(true);
 
@@ -23,7 +24,7 @@ impl Simple for StartVirtualProcessor {
         call.check_partition(input.target_partition_id)?;
         let index = call.vp_index(input.vp_index)?;
         let target = call.offered_vtl(input.target_vtl)?;
-        if target > call.vtl() || call.partition().denies_startup(call.vtl()) {
+        if target > call.vtl() || call.vp.startup_permission(call.vtl()) == Permission::Denied {
             return Err(HvStatus::AccessDenied.into());
         }
         if !call.partition().enabled_on(index).contains(target) {
@@ -32,6 +33,7 @@ impl Simple for StartVirtualProcessor {
         let space = call.partition().space(target).ok_or(HvStatus::InvalidVtlState)?;
         let bits = call.partition().physical_address_bits();
         let context = CheckedContext::new(&input.vp_vtl_context, target == Vtl::ZERO, &**space, bits)?;
+        call.check_startup(Attempt::Vp(index))?;
         let vp = call.target(input.vp_index)?;
         let started = vp.is_started();
         let state = vp.state_mut(target).ok_or(HvStatus::InvalidVtlState)?;

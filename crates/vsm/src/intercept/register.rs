@@ -5,14 +5,12 @@ use engine::{AccessKind, Register, RegisterAccess, RegisterOperation};
 use tlfs::intercept::{MsrIntercept, RegisterAccessFlags, RegisterIntercept};
 use tlfs::{Message, MessageType, PartitionId, RegisterName, Vtl};
 
-use super::header;
+use super::{MSR_INSTRUCTION_BYTES, header};
 use crate::platform_msr::MISC_ENABLE;
 use crate::{Observed, Vp};
 
 /// IA32_SGXLEPUBKEYHASH0 to 3.
 const SGX_LAUNCH_CONTROL: std::ops::RangeInclusive<u32> = 0x8C..=0x8F;
-/// RDMSR and WRMSR have no operands.
-const MSR_INSTRUCTION_BYTES: u8 = 2;
 
 impl Vp {
     /// Acts on an access that the active VTL's vCPU tells of. The VTL that intercepts it runs next, and the instruction is

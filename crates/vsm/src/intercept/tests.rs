@@ -28,7 +28,7 @@ pub(super) fn set(guest: &mut Guest, level: u8, name: RegisterName, value: u64) 
 }
 
 /// Makes the active VTL take messages, polling SINT0.
-fn listen(guest: &mut Guest) {
+pub(super) fn listen(guest: &mut Guest) {
     for (index, value) in [(msr::SIMP, SIMP | 1), (msr::SINT0, 1 << 18 | 0x30), (msr::SCONTROL, 1)] {
         assert!(guest.write_msr(0, index, value));
     }

@@ -6,6 +6,8 @@ use tlfs::{CallCode, HvStatus, InputVtl, PartitionId, RegisterName, RegisterValu
 
 use crate::Vp;
 use crate::hypercall::{Call, Rep, Stop};
+use crate::intercept::Attempt;
+use crate::startup::Permission;
 
 /// The VP and VTL that a call acts on: the caller's own VTL or a lower one, of any VP of the partition. Errors come in
 /// this order: partition, VP, VTL.
@@ -73,12 +75,18 @@ impl Rep for SetVpRegisters {
         done: &mut usize,
     ) -> Result<(), Stop> {
         let (now, own) = (call.now, call.vtl());
-        let denied = call.partition().denies_startup(own);
+        let permission = call.vp.startup_permission(own);
         let (vp, vtl) = resolve(call, header.partition_id, header.vp_index, header.target_vtl)?;
         for register in input {
             // What a VTL may not do by an instruction it may not do by a call either.
-            if denied && vp.is_startup(vtl, register) || vp.intercepts_write(own, register.name) {
-                return Err(HvStatus::AccessDenied.into());
+            let startup = if vp.is_startup(vtl, register) { permission } else { Permission::Granted };
+            match startup {
+                Permission::Denied => return Err(HvStatus::AccessDenied.into()),
+                Permission::Intercepted(_) => return Err(Stop::Intercepted(Attempt::Vp(vp.index()))),
+                Permission::Granted if vp.intercepts_write(own, register.name) => {
+                    return Err(HvStatus::AccessDenied.into());
+                }
+                Permission::Granted => {}
             }
             vp.set_register(vtl, (register.name, register.value), now)?;
             *done += 1;

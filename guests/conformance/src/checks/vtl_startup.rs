@@ -1,11 +1,14 @@
 //! VTL1 on other processors, and starting processors when there is VTL1 (TLFS 7.10.3, 15.4.2, 15.12).
 
-use runtime::calls::{PARTITION_SELF, get_register_of, header};
-use runtime::context;
+use arrayvec::ArrayVec;
+use runtime::calls::{PARTITION_SELF, get_register_of, header, set_register, target};
+use runtime::cell::Global;
 use runtime::processors::{self, is_present, start_by_hypercall};
 use runtime::registers::cr3;
 use runtime::vtl::{self, enable_vp_vtl};
-use runtime::{apic, interface, startup, time};
+use runtime::{apic, context, exceptions, interface, messages, startup, time};
+use tlfs::intercept::SipiIntercept;
+use tlfs::message::{Message, MessageType};
 use tlfs::vsm::{VsmPartitionConfig, VsmVpStatus};
 use tlfs::{CallCode, HvStatus, HypercallInput, InputVtl, RegisterName, Vtl};
 
@@ -14,7 +17,7 @@ use super::enable_partition::{own, vp_status};
 use super::startup::others;
 use crate::others::{OTHER, in_vtl_on, need, need_other, on_other};
 use crate::secure::{self, in_vtl1};
-use crate::suite::{Outcome, checks, ensure, ensure_eq, ensure_refused, ensure_status, skip};
+use crate::suite::{Outcome, checks, ensure, ensure_eq, ensure_refused, ensure_status, fail, skip};
 
 checks! {
     "15.15.4" vtl0_cannot_enable_vtl1_on_another_processor,
@@ -26,6 +29,9 @@ checks! {
     "15.12" init_for_vtl0_is_dropped_where_there_is_vtl1,
     "15.12" start_up_ipi_for_vtl0_is_dropped_where_there_is_vtl1,
     "15.5.1.4" vtl1_can_deny_vtl0_to_start_processors,
+    "15.5.1.5" vtl1_is_told_when_vtl0_starts_a_processor_by_hypercall,
+    "15.5.1.5" vtl1_is_told_when_vtl0_sends_a_start_up_ipi,
+    "15.5.1.5" vtl1_may_start_processors_whose_start_it_intercepts,
     "7.10.3" starting_a_processor_in_a_higher_vtl_is_refused,
     "7.10.3" processor_starts_in_vtl1_by_hypercall,
     "7.10.3" vtl0_starts_later_on_a_processor_that_started_in_vtl1,
@@ -145,13 +151,88 @@ fn need_unstarted() -> Outcome {
     Ok(())
 }
 
-fn set_denial(denied: bool) -> Outcome {
+fn configure(change: impl FnOnce(VsmPartitionConfig) -> VsmPartitionConfig) -> Outcome {
     in_vtl1(|| {
-        let old = VsmPartitionConfig::from(own(RegisterName::VsmPartitionConfig)?);
-        let new = old.with_deny_lower_vtl_startup(denied).into_bits();
+        let new = change(VsmPartitionConfig::from(own(RegisterName::VsmPartitionConfig)?)).into_bits();
         // SAFETY: this only decides about starting processors.
         Ok(unsafe { runtime::calls::set_register(InputVtl::CURRENT, RegisterName::VsmPartitionConfig, new) }?)
     })?
+}
+
+fn set_denial(denied: bool) -> Outcome {
+    configure(|config| config.with_deny_lower_vtl_startup(denied))
+}
+
+/// What VTL1 was told of.
+static TOLD: Global<ArrayVec<Message, 4>> = Global::new(ArrayVec::new_const());
+
+fn told() -> &'static mut ArrayVec<Message, 4> {
+    // SAFETY: VTL0 and VTL1 of the boot processor do not run at the same time, and no reference outlives its statement.
+    unsafe { &mut *TOLD.pointer() }
+}
+
+/// Lets VTL0 go on behind what it tried.
+fn skip_attempt() {
+    while let Some(message) = messages::take(0) {
+        let header = message.payload_as::<SipiIntercept>().header;
+        let length = u64::from(header.instruction_length_and_cr8.instruction_length());
+        // SAFETY: VTL0 does not count on what it tried. Without a length it is behind the instruction already.
+        let moved = length == 0 || unsafe { set_register(target(0), RegisterName::Rip, header.rip + length) }.is_ok();
+        // What does not fit, or could not be answered, shows as a wrong number of messages.
+        if moved {
+            let _ = told().try_push(message);
+        }
+    }
+}
+
+/// The same after a hypercall, which fails.
+fn refuse_call() {
+    skip_attempt();
+    let (_, rcx) = secure::return_registers();
+    secure::set_return_registers(HvStatus::AccessDenied.0.into(), rcx);
+}
+
+/// The only message that VTL1 gets while VTL0 does something and VTL1 intercepts that processors are started.
+fn intercepted(answer: fn(), function: impl FnOnce()) -> Outcome<SipiIntercept> {
+    need_unstarted()?;
+    told().clear();
+    configure(|config| config.with_intercept_vp_startup(true))?;
+    secure::on_interrupt(1, answer);
+    let outcome = exceptions::catch(function);
+    configure(|config| config.with_intercept_vp_startup(false))?;
+    outcome?;
+    ensure!(!is_present(IN_VTL1), "the processor was started");
+    match told().take().as_slice() {
+        [message] if message.header.message_type == MessageType::SipiIntercept => Ok(message.payload_as()),
+        [message] => fail!("message type {:#x}", message.header.message_type.0),
+        messages => fail!("{} messages, expected 1", messages.len()),
+    }
+}
+
+fn vtl1_is_told_when_vtl0_starts_a_processor_by_hypercall() -> Outcome {
+    let mut result = Ok(());
+    let message = intercepted(refuse_call, || {
+        result = start_by_hypercall(PARTITION_SELF, IN_VTL1, 0, &startup::context(IN_VTL1, cr3()));
+    })?;
+    ensure_eq!((message.target_vp_index, message.header.vp_index), (IN_VTL1, 0));
+    // As VTL1 answered it.
+    ensure_status(result, &[HvStatus::AccessDenied])
+}
+
+fn vtl1_is_told_when_vtl0_sends_a_start_up_ipi() -> Outcome {
+    let message = intercepted(skip_attempt, || apic::send(IN_VTL1, apic::DELIVER_START_UP | 0xA))?;
+    ensure_eq!((message.target_vp_index, message.interrupt_vector), (IN_VTL1, 0xA));
+    ensure_eq!(message.header.execution_state.vtl(), Vtl::ZERO);
+    Ok(())
+}
+
+fn vtl1_may_start_processors_whose_start_it_intercepts() -> Outcome {
+    need_unstarted()?;
+    configure(|config| config.with_intercept_vp_startup(true))?;
+    // There is no such VTL on the processor yet, which is found out only where the call is not refused before.
+    let result = in_vtl1(|| start_by_hypercall(PARTITION_SELF, IN_VTL1, 1, &startup::context(IN_VTL1, cr3())));
+    configure(|config| config.with_intercept_vp_startup(false))?;
+    ensure_status(result?, &[HvStatus::InvalidVtlState])
 }
 
 fn vtl1_can_deny_vtl0_to_start_processors() -> Outcome {
