@@ -185,7 +185,8 @@ fn add_subtract<F: Element>(environment: &mut Environment, first: u128, second: 
 }
 
 /// The sum of the products of the lanes that the upper half of the immediate chooses, in those lanes that the lower half
-/// chooses. Every stage stops at unmasked exceptions (SDM Vol. 2A, DPPS).
+/// chooses. Every stage stops at unmasked exceptions (SDM Vol. 2A, DPPS). Processors add in every lane, each in an order
+/// of its own, which shows if several operands are NaNs.
 fn dot_product<F: Element>(environment: &mut Environment, first: u128, second: u128, immediate: u8) -> u128 {
     let mut choice = immediate >> 4;
     let products = F::packed(first, second, |a, b| {
@@ -193,25 +194,33 @@ fn dot_product<F: Element>(environment: &mut Environment, first: u128, second: u
         choice >>= 1;
         if chosen { multiply::<F>(environment, a, b) } else { F::zero(false) }
     });
-    let mut lanes = F::Bits::split(products);
-    let mut count = lanes.as_ref().len();
-    while count > 1 {
+    let mut sums = products;
+    let lanes = 16 / F::Bits::BYTES;
+    let mut distance = 1;
+    while distance < lanes {
         if !environment.unmasked().is_empty() {
             return first;
         }
-        count /= 2;
-        for number in 0..count {
-            let (a, b) = (lanes.as_ref()[2 * number], lanes.as_ref()[2 * number + 1]);
-            lanes.as_mut()[number] = add::<F>(environment, a, b);
-        }
+        let others = exchanged::<F::Bits>(sums, distance);
+        distance *= 2;
+        let (augends, addends) = if distance == lanes { (sums, others) } else { (others, sums) };
+        sums = F::packed(augends, addends, |a, b| add::<F>(environment, a, b));
     }
-    let sum = lanes.as_ref()[0];
     let mut choice = immediate;
-    F::packed(first, second, |_, _| {
+    F::packed(sums, sums, |sum, _| {
         let chosen = choice & 1 != 0;
         choice >>= 1;
         if chosen { sum } else { F::zero(false) }
     })
+}
+
+/// A vector with lanes exchanged whose numbers differ in one bit.
+fn exchanged<L: Lane>(vector: u128, bit: usize) -> u128 {
+    let (from, mut to) = (L::split(vector), L::Array::default());
+    for (number, lane) in to.as_mut().iter_mut().enumerate() {
+        *lane = from.as_ref()[number ^ bit];
+    }
+    L::join(to)
 }
 
 /// The number of bits that RCPPS and RSQRTPS are accurate to, and one more (SDM Vol. 2B: a relative error of at most

@@ -198,6 +198,11 @@ fn scale(environment: &mut Environment, value: u128, by: u128) -> u128 {
     const LIMIT: i64 = 1 << 17;
     let by = to_integer::<Extended>(&mut Environment::from_control_word(0x37F), by, Rounding::Zero, 64);
     let by = if b.exponent >= 63 { if b.sign { -LIMIT } else { LIMIT } } else { by.clamp(-LIMIT, LIMIT) };
+    if b.is_zero() {
+        // Tiny or not, it stays as it is and nothing underflows; but a pseudo-denormal is written as a normal number.
+        let is_pseudo_denormal = value >> 64 & 0x7FFF == 0 && value >> 63 & 1 != 0;
+        return value | u128::from(is_pseudo_denormal) << 64;
+    }
     let significand = u128::from(a.significand) << 64;
     round::<Extended>(environment, Exact { sign: a.sign, exponent: a.exponent + by as i32, significand })
 }

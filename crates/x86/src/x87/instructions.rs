@@ -131,10 +131,9 @@ fn to_memory<T: Into<i128> + Copy>(
     cpu.require_x87()?;
     let linear = cpu.operand_address(op, bytes as u32, true)?;
     let store = compute(&cpu.x87());
-    match store.value {
-        Some(value) => cpu.store_bytes(linear, &value.into().to_le_bytes()[..bytes])?,
-        // Faults of the access come first.
-        None => cpu.probe_write(linear, bytes)?,
+    // An exception that is not masked leaves memory alone: processors do not even look whether it can be written.
+    if let Some(value) = store.value {
+        cpu.store_bytes(linear, &value.into().to_le_bytes()[..bytes])?;
     }
     cpu.x87().finish_store(&store, pop);
     cpu.note_x87(op, true);
