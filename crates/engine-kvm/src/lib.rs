@@ -21,6 +21,7 @@ pub mod check;
 mod clock;
 mod cpuid;
 mod host;
+mod ioctls;
 mod kick;
 mod machine;
 mod msr_filter;
@@ -42,6 +43,7 @@ use engine::{
     Access, AddressSpace, Capabilities, CpuidLeaf, Engine, EngineError, Intercepts, MemoryError, PAGE_SHIFT, Vcpu,
 };
 pub use host::{Host, HostError};
+pub use ioctls::IOCTLS;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use overlay::OverlayPool;
 pub use protection::{Choice, NoUserfaultfd, Protection};

@@ -96,6 +96,19 @@ ioctl_iowr_nr!(UFFDIO_REGISTER, KIND, 0x00, Register);
 ioctl_iowr_nr!(UFFDIO_WRITEPROTECT, KIND, 0x06, WriteProtect);
 ioctl_iowr_nr!(UFFDIO_CONTINUE, KIND, 0x07, Continue);
 
+/// Requests that are made once it is open.
+pub(crate) const REQUESTS: [u32; 3] = {
+    use vmm_sys_util::ioctl::{_IOC_READ, _IOC_WRITE, ioctl_expr};
+    const fn request(number: u32, bytes: usize) -> u32 {
+        ioctl_expr(_IOC_READ | _IOC_WRITE, KIND, number, bytes as u32) as u32
+    }
+    [
+        request(0x00, size_of::<Register>()),
+        request(0x06, size_of::<WriteProtect>()),
+        request(0x07, size_of::<Continue>()),
+    ]
+};
+
 /// A `userfaultfd` of this process, by which accesses are refused rather than waited for.
 pub(crate) struct Userfault {
     file: OwnedFd,

@@ -59,4 +59,4 @@ pub use clock::{HostClock, VirtualClock};
 pub use control::{Control, Failure, Outcome};
 pub use death::{Cause, Death, VpState};
 pub use history::Past;
-pub use machine::{AssemblyError, Config, Machine, PowerButton, Schedule};
+pub use machine::{AssemblyError, Config, Machine, PowerButton, Schedule, ThreadKind, ThreadSetup};

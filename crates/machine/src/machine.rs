@@ -5,6 +5,7 @@ mod many_vps;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Scope, ScopedJoinHandle};
 
@@ -71,6 +72,18 @@ impl Schedule {
     }
 }
 
+/// What a thread of a machine's does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ThreadKind {
+    /// It runs a VP.
+    Processor,
+    /// It waits for the timers that all VPs share.
+    Timekeeper,
+}
+
+/// What a thread of a machine's calls before it does anything else.
+pub type ThreadSetup = Arc<dyn Fn(ThreadKind) -> io::Result<()> + Send + Sync>;
+
 /// Why a machine cannot be assembled.
 #[derive(Debug, thiserror::Error)]
 pub enum AssemblyError {
@@ -100,6 +113,7 @@ pub struct Machine {
     pub(crate) slots: Box<[Slot]>,
     serial_ports: [Shared<SerialPort>; 2],
     serial: [SerialInput; 2],
+    thread_setup: Option<ThreadSetup>,
 }
 
 impl Machine {
@@ -153,8 +167,16 @@ impl Machine {
             slots: slots.into(),
             serial: serial_ports.each_ref().map(SerialInput::new),
             serial_ports,
+            thread_setup: None,
         })
     }
+
+    /// Has every thread that the machine starts call this before it does anything else. If that fails, so does the
+    /// machine.
+    pub fn set_thread_setup(&mut self, setup: ThreadSetup) {
+        self.thread_setup = Some(setup);
+    }
+
     /// What ends the machine from outside.
     #[must_use]
     pub const fn control(&self) -> &Arc<Control> {
@@ -205,10 +227,10 @@ impl Machine {
     /// Runs the guest with a thread for every VP, and the timekeeper's.
     fn run_in_threads(&self) {
         thread::scope(|scope| {
-            let timekeeper = self.start(scope, "timekeeper".into(), || self.board.keep_time());
+            let timekeeper = self.start(scope, "timekeeper".into(), ThreadKind::Timekeeper, || self.board.keep_time());
             let start_vp = |index| {
                 let vp = VpThread::new(self, index);
-                self.start(scope, format!("vp{index}"), || vp.run())
+                self.start(scope, format!("vp{index}"), ThreadKind::Processor, || vp.run())
             };
             let vps: Vec<_> = (0..self.slots.len() as u32).filter_map(start_vp).collect();
             for thread in vps {
@@ -223,12 +245,18 @@ impl Machine {
     }
 
     fn start<'scope>(
-        &self,
+        &'scope self,
         scope: &'scope Scope<'scope, '_>,
         name: String,
+        kind: ThreadKind,
         body: impl FnOnce() + Send + 'scope,
     ) -> Option<ScopedJoinHandle<'scope, ()>> {
-        let started = thread::Builder::new().name(name).spawn_scoped(scope, body);
+        let started = thread::Builder::new().name(name).spawn_scoped(scope, move || {
+            match self.thread_setup.as_ref().map_or(Ok(()), |setup| setup(kind)) {
+                Ok(()) => body(),
+                Err(error) => self.control.finish(Outcome::Failed(Failure::Thread(error))),
+            }
+        });
         started.map_err(|error| self.control.finish(Outcome::Failed(Failure::Thread(error)))).ok()
     }
 }

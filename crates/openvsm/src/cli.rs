@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use engine_kvm::Choice;
 use vsm::Profile;
 
@@ -84,7 +84,7 @@ pub struct Platform {
 }
 
 /// Options of how the host is used.
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct HostOptions {
     /// By what engine kvm withholds pages from a VTL
     ///
@@ -92,16 +92,30 @@ pub struct HostOptions {
     /// two of the mappings that the host allows a process (vm.max_map_count). `auto` takes the former if it can.
     #[arg(long, value_name = "auto|userfaultfd|mprotect", default_value = "auto", value_parser = parse_protection)]
     pub kvm_protect: Choice,
+    /// Whether threads that run the guest are confined to the system calls that they need
+    ///
+    /// With `on` they can neither open files nor start programs nor use the network, and the process has no capabilities.
+    #[arg(long, value_name = "on|off", action = ArgAction::Set, default_value = "on", value_parser = parse_switch)]
+    pub sandbox: bool,
+}
+
+fn parse_switch(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("give on or off"),
+    }
 }
 
 impl HostOptions {
     /// Those that are not the usual ones, as the user would write them after others.
     pub fn changed(&self) -> String {
-        match self.kvm_protect {
-            Choice::Auto => String::new(),
-            Choice::Userfaultfd => " --kvm-protect userfaultfd".to_owned(),
-            Choice::Mprotect => " --kvm-protect mprotect".to_owned(),
-        }
+        let protection = match self.kvm_protect {
+            Choice::Auto => "",
+            Choice::Userfaultfd => " --kvm-protect userfaultfd",
+            Choice::Mprotect => " --kvm-protect mprotect",
+        };
+        format!("{protection}{}", if self.sandbox { "" } else { " --sandbox off" })
     }
 }
 

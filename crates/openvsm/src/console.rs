@@ -11,6 +11,7 @@ use rustix::process::{Signal, getpgrp};
 use rustix::termios::{
     InputModes, LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetpgrp, tcsetattr,
 };
+use sandbox::{Role, Sandbox};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
@@ -42,11 +43,12 @@ struct Guest {
 }
 
 impl Console {
-    /// Takes over signals, and the terminal if the guest gets standard input.
+    /// Takes over signals, and the terminal if the guest gets standard input. Its threads are confined if there is a
+    /// sandbox.
     ///
     /// # Errors
     /// If the host does not allow that.
-    pub fn open(with_input: bool) -> io::Result<Self> {
+    pub fn open(with_input: bool, sandbox: Option<&Arc<Sandbox>>) -> io::Result<Self> {
         // Someone who runs openvsm in the background keeps their terminal.
         let foreground = || !io::stdin().is_terminal() || tcgetpgrp(io::stdin()).is_ok_and(|group| group == getpgrp());
         let with_input = with_input && foreground();
@@ -56,7 +58,9 @@ impl Console {
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT, SIGPWR])?;
         let handle = signals.handle();
         let for_signals = Arc::clone(&shared);
+        let confinement = sandbox.cloned();
         thread::Builder::new().name("signals".into()).spawn(move || {
+            confine(confinement.as_deref(), Role::Signals);
             for signal in signals.forever() {
                 for_signals.signalled(signal);
             }
@@ -64,7 +68,11 @@ impl Console {
         if with_input {
             let for_input = Arc::clone(&shared);
             // Nothing waits for this thread: it may read for ever.
-            thread::Builder::new().name("input".into()).spawn(move || for_input.forward_input())?;
+            let confinement = sandbox.cloned();
+            thread::Builder::new().name("input".into()).spawn(move || {
+                confine(confinement.as_deref(), Role::Input);
+                for_input.forward_input();
+            })?;
         }
         Ok(Self { shared, signals: handle })
     }
@@ -157,6 +165,13 @@ impl Shared {
                 }
             }
         }
+    }
+}
+
+/// Confines the calling thread. Where that is not possible the machine's threads cannot be confined either, and tell of it.
+fn confine(sandbox: Option<&Sandbox>, role: Role) {
+    if let Some(sandbox) = sandbox {
+        let _ = sandbox.confine(role);
     }
 }
 

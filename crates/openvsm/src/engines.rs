@@ -7,6 +7,7 @@ use engine::{Clock, Engine, EngineError};
 use engine_kvm::{Choice, KvmEngine, Protection, TscClock};
 use engine_soft::SoftEngine;
 use machine::{HostClock, Schedule};
+use sandbox::EngineNeeds;
 
 use crate::cli::{EngineName, Platform, VsmOption};
 use crate::failure::Failure;
@@ -100,6 +101,14 @@ impl Maker {
                 "--deterministic",
                 "a real processor never does the same twice; give --engine soft",
             )),
+        }
+    }
+
+    /// What the engine's threads do that others do not.
+    pub fn needs(&self) -> EngineNeeds {
+        match self {
+            Self::Soft => EngineNeeds::default(),
+            Self::Kvm(..) => EngineNeeds { ioctls: engine_kvm::IOCTLS },
         }
     }
 

@@ -1,5 +1,6 @@
 //! From options to a machine with a guest in it.
 
+use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -7,7 +8,8 @@ use engine::Clock;
 use machine::devices::SerialOutput;
 use machine::load::{Arguments, Image, ImageError, Layout, LayoutError};
 use machine::memory_map::MemoryMap;
-use machine::{Config, Machine, Schedule};
+use machine::{Config, Machine, Schedule, ThreadKind};
+use sandbox::{Role, Sandbox};
 use vsm::{Crash, Observation, Observer};
 
 use crate::cli::{Platform, VsmOption};
@@ -50,10 +52,11 @@ pub struct Host {
     schedule: Schedule,
     clock: Arc<dyn Clock>,
     observer: Option<Arc<dyn Observer>>,
+    sandbox: Option<Arc<Sandbox>>,
 }
 
 impl Host {
-    /// A host of machines with these options. Time starts now.
+    /// A host of machines with these options. Time starts now. With a sandbox the process's privileges end.
     ///
     /// # Errors
     /// If this host cannot run the engine.
@@ -70,7 +73,13 @@ impl Host {
         let maker = Maker::new(platform.engine, platform.host.kvm_protect)?;
         let schedule = maker.schedule(platform.deterministic)?;
         let clock = schedule.clock();
-        Ok(Self { maker, rules, exit_port, schedule, clock, observer: None })
+        let sandbox = if platform.host.sandbox {
+            let sandbox = Sandbox::new(maker.needs()).map_err(refused)?;
+            Some(Arc::new(sandbox))
+        } else {
+            None
+        };
+        Ok(Self { maker, rules, exit_port, schedule, clock, observer: None, sandbox })
     }
 
     /// Has the rules tell these observers what happens.
@@ -82,6 +91,19 @@ impl Host {
     /// The clock of all machines.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
+    }
+
+    /// What confines threads, if they are to be.
+    pub fn sandbox(&self) -> Option<&Arc<Sandbox>> {
+        self.sandbox.as_ref()
+    }
+
+    /// Confines the calling thread to making machines and running them.
+    ///
+    /// # Errors
+    /// If the kernel cannot do it.
+    pub fn confine(&self) -> Result<(), Failure> {
+        self.sandbox.as_ref().map_or(Ok(()), |sandbox| sandbox.confine(Role::Machine).map_err(refused))
     }
 
     /// Makes a machine and loads the guest into it.
@@ -98,7 +120,18 @@ impl Host {
             exit_port: self.exit_port,
             time_of_day: self.time_of_day(),
         };
-        Machine::new(config, &engine, self.schedule.clone(), self.observer.clone()).map_err(Failure::host)
+        let machine = Machine::new(config, &engine, self.schedule.clone(), self.observer.clone());
+        let mut machine = machine.map_err(Failure::host)?;
+        if let Some(sandbox) = self.sandbox.clone() {
+            machine.set_thread_setup(Arc::new(move |kind| {
+                let role = match kind {
+                    ThreadKind::Processor => Role::Processor,
+                    ThreadKind::Timekeeper => Role::Timekeeper,
+                };
+                sandbox.confine(role).map_err(io::Error::other)
+            }));
+        }
+        Ok(machine)
     }
 
     /// The time that the guest's clock shows at first, in seconds since the beginning of 1970.
@@ -113,6 +146,11 @@ impl Host {
             Schedule::Deterministic { .. } => FIXED,
         }
     }
+}
+
+/// There is no sandbox.
+fn refused(error: sandbox::Error) -> Failure {
+    Failure::host(format_args!("--sandbox on: {error}"))
 }
 
 /// Several observers as one.

@@ -70,7 +70,8 @@ pub fn run(options: &Run) -> Status {
     ];
     let host = host.observed(observers.into_iter().flatten().collect());
     let on_stdio = serial.iter().position(|backend| matches!(backend, Backend::Stdio));
-    let console = Console::open(on_stdio.is_some()).map_err(Failure::host)?;
+    let console = Console::open(on_stdio.is_some(), host.sandbox()).map_err(Failure::host)?;
+    host.confine()?;
     let outcome = loop {
         let mut machine = host.machine(&guest, serial.each_ref().map(Backend::output))?;
         console.attach(&machine, on_stdio.map(|port| &machine.serial_input()[port]));

@@ -81,18 +81,25 @@ pub fn run(
         None
     };
     let serial = Lines { teller, line: Vec::new() };
-    let machine =
-        host.observed(observer.into_iter().collect()).machine(&guest, [Box::new(serial), Box::new(io::sink())])?;
-    Ok(follow(machine, &receiver, |told| each(&*clock, told)))
+    let host = host.observed(observer.into_iter().collect());
+    let machine = host.machine(&guest, [Box::new(serial), Box::new(io::sink())])?;
+    // This thread goes on to other guests and programs; that of the machine does not.
+    follow(machine, &host, &receiver, |told| each(&*clock, told))
 }
 
-fn follow(mut machine: Machine, receiver: &Receiver<Told>, mut each: impl FnMut(Told)) -> End {
+fn follow(
+    mut machine: Machine,
+    host: &Host,
+    receiver: &Receiver<Told>,
+    mut each: impl FnMut(Told),
+) -> Result<End, Failure> {
     let control = Arc::clone(machine.control());
     thread::scope(|scope| {
         // The machine goes with the thread: that nothing more will be told is seen by that.
         let running = scope.spawn(move || {
+            host.confine()?;
             let outcome = machine.run();
-            (outcome, machine.vp_states())
+            Ok((outcome, machine.vp_states()))
         });
         let hung = loop {
             match receiver.recv_timeout(PATIENCE) {
@@ -106,8 +113,9 @@ fn follow(mut machine: Machine, receiver: &Receiver<Told>, mut each: impl FnMut(
             }
         };
         match running.join() {
-            Ok((Outcome::Stopped, states)) if hung => End::Hung(states),
-            Ok((outcome, _)) => End::Outcome(outcome),
+            Ok(Ok((Outcome::Stopped, states))) if hung => Ok(End::Hung(states)),
+            Ok(Ok((outcome, _))) => Ok(End::Outcome(outcome)),
+            Ok(Err(failure)) => Err(failure),
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })

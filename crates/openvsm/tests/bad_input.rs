@@ -198,3 +198,12 @@ fn ways_to_protect_that_there_are_not() {
         &["--kvm-protect", "choose auto, userfaultfd or mprotect"],
     );
 }
+
+#[test]
+fn sandboxes_that_there_are_not() {
+    let directory = Directory::new();
+    let kernel = directory.write("kernel", &elf(EXIT));
+    assert_tells(&refused(&["--kernel", &kernel, "--sandbox", "half"]), &["--sandbox", "give on or off"]);
+    let output = openvsm(&["run", "--kernel", &kernel, "--sandbox", "off"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+}
