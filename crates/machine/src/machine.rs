@@ -9,7 +9,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Scope, ScopedJoinHandle};
 
-use engine::{Clock, Engine, MemoryError};
+use engine::{Clock, Engine, MemoryError, PAGE_SIZE};
 use tlfs::Vtl;
 use vsm::{Observer, Partition};
 
@@ -103,6 +103,7 @@ pub struct Machine {
     pub(crate) memory: MemoryMap,
     schedule: Schedule,
     pub(crate) clock: Arc<dyn Clock>,
+    engine: Arc<dyn Engine>,
     pub(crate) partition: Arc<Partition>,
     pub(crate) bus: Bus,
     pub(crate) board: Arc<Board>,
@@ -159,6 +160,7 @@ impl Machine {
             memory: config.memory,
             schedule,
             clock,
+            engine: Arc::clone(engine),
             partition,
             bus,
             board,
@@ -175,6 +177,28 @@ impl Machine {
     /// machine.
     pub fn set_thread_setup(&mut self, setup: ThreadSetup) {
         self.thread_setup = Some(setup);
+    }
+
+    /// Whether the guest wants its memory to outlive a reset (ZeroMemoryOnReset, TLFS 15.5.1.3).
+    #[must_use]
+    pub fn keeps_memory_on_reset(&self) -> bool {
+        !self.partition.zeroes_memory_on_reset()
+    }
+
+    /// Gives the engine of another machine with the same RAM, which has not run yet, this one's memory.
+    ///
+    /// # Errors
+    /// If it has not the same RAM.
+    pub fn hand_over_memory(&self, next: &dyn Engine) -> Result<(), MemoryError> {
+        let mut page = [0; PAGE_SIZE as usize];
+        for gpa in self.memory.ram().iter().cloned().flat_map(|range| range.step_by(PAGE_SIZE as usize)) {
+            self.engine.read_ram(gpa, &mut page)?;
+            // Pages that were never written take no memory.
+            if page.iter().any(|&byte| byte != 0) {
+                next.write_ram(gpa, &page)?;
+            }
+        }
+        Ok(())
     }
 
     /// What ends the machine from outside.

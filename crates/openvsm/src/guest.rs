@@ -111,7 +111,23 @@ impl Host {
     /// # Errors
     /// If the host has no resources left.
     pub fn machine(&self, guest: &Guest<'_>, serial: [SerialOutput; 2]) -> Result<Machine, Failure> {
+        self.machine_after(None, guest, serial)
+    }
+
+    /// As [`Self::machine`], with the memory of the machine `previous`, which the guest reset.
+    ///
+    /// # Errors
+    /// If the host has no resources left.
+    pub fn machine_after(
+        &self,
+        previous: Option<&Machine>,
+        guest: &Guest<'_>,
+        serial: [SerialOutput; 2],
+    ) -> Result<Machine, Failure> {
         let engine = self.maker.engine(guest.memory.ram(), &self.clock).map_err(Failure::host)?;
+        if let Some(previous) = previous {
+            previous.hand_over_memory(&*engine).map_err(Failure::host)?;
+        }
         let config = Config {
             memory: guest.memory.clone(),
             rules: vsm::Config { ram: guest.memory.ram().to_vec(), ..self.rules.clone() },

@@ -72,13 +72,15 @@ pub fn run(options: &Run) -> Status {
     let on_stdio = serial.iter().position(|backend| matches!(backend, Backend::Stdio));
     let console = Console::open(on_stdio.is_some(), host.sandbox()).map_err(Failure::host)?;
     host.confine()?;
+    let mut previous = None;
     let outcome = loop {
-        let mut machine = host.machine(&guest, serial.each_ref().map(Backend::output))?;
+        let mut machine = host.machine_after(previous.as_ref(), &guest, serial.each_ref().map(Backend::output))?;
         console.attach(&machine, on_stdio.map(|port| &machine.serial_input()[port]));
         let outcome = machine.run();
         if options.no_reboot || !matches!(outcome, Outcome::Reset) {
             break outcome;
         }
+        previous = machine.keeps_memory_on_reset().then_some(machine);
     };
     console.close();
     if let Some((tracer, file)) = tracer {

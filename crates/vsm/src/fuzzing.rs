@@ -322,7 +322,7 @@ impl Driver {
         let config = VsmPartitionConfig::new()
             .with_enable_vtl_protection(true)
             .with_default_vtl_protection_mask(mask)
-            .with_intercept_vp_startup(source.byte() % 4 == 0);
+            .with_intercept_vp_startup(source.byte().is_multiple_of(4));
         let header = VpRegistersHeader {
             partition_id: PartitionId::SELF,
             vp_index: VpIndex::SELF,

@@ -164,6 +164,14 @@ impl Partition {
         Ok(())
     }
 
+    /// Whether memory is zeroed before the partition is reset (TLFS 15.5.1.3): unless there are VTLs above 0, and each of
+    /// them cleared ZeroMemoryOnReset.
+    #[must_use]
+    pub fn zeroes_memory_on_reset(&self) -> bool {
+        let higher = self.enabled_vtls().above(Vtl::ZERO);
+        higher.is_empty() || higher.iter().any(|vtl| self.config_of(vtl).zero_memory_on_reset())
+    }
+
     /// The VTL that is told of an access by `target` that is forbidden (TLFS 15.13.2).
     pub(crate) fn denier(&self, target: Vtl, gpa: u64, attempt: Attempt, among: VtlSet) -> Option<Vtl> {
         self.protections().grants.denier(target, gpa >> PAGE_SHIFT, attempt, among)

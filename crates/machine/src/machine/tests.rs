@@ -7,9 +7,10 @@ use engine::fake::{FakeEngine, FakeVcpu};
 use engine::registers::{CS, R8, RCX, RDX, SS};
 use engine::{AccessKind, Exit, InstructionBytes, MemoryFault, Vcpu};
 use tlfs::context::InitialVpContext;
-use tlfs::hypercalls::vtl::StartVirtualProcessor;
+use tlfs::hypercalls::vtl::{EnablePartitionVtl, EnablePartitionVtlFlags, EnableVpVtl, StartVirtualProcessor};
 use tlfs::registers::{SegmentAttributes, SegmentRegister};
-use tlfs::{CallCode, HypercallInput, PartitionId, VpIndex, msr};
+use tlfs::vsm::VsmPartitionConfig;
+use tlfs::{CallCode, HypercallInput, PartitionId, RegisterName, VpIndex, msr};
 use vsm::{Disposition, Observation};
 use zerocopy::IntoBytes;
 
@@ -191,4 +192,49 @@ pub(super) fn start_vp(machine: &Machine, engine: &dyn Engine, vp: u32, context:
     assert!(other.vp.is_started());
     let system = other.vp.vcpu(Vtl::ZERO).unwrap().system();
     assert_eq!((system.segments[CS].selector, system.segments[SS].selector), (8, 0x10));
+}
+
+/// Has VP 0 enable VTL1, for the partition and on itself.
+fn enable_vtl1(machine: &Machine, engine: &dyn Engine) {
+    let partition = EnablePartitionVtl {
+        target_partition_id: PartitionId::SELF,
+        target_vtl: Vtl::ONE.number(),
+        flags: EnablePartitionVtlFlags::new(),
+        reserved0: 0,
+        reserved1: 0,
+    };
+    let vp = EnableVpVtl {
+        target_partition_id: PartitionId::SELF,
+        vp_index: VpIndex::SELF,
+        target_vtl: Vtl::ONE.number(),
+        reserved: [0; 3],
+        vp_vtl_context: context(),
+    };
+    let calls = [(CallCode::EnablePartitionVtl, partition.as_bytes()), (CallCode::EnableVpVtl, vp.as_bytes())];
+    let mut seat = machine.slots[0].take();
+    for (code, input) in calls {
+        engine.write_ram(INPUT, input).unwrap();
+        set_call(seat.vp.vcpu_mut(Vtl::ZERO).unwrap(), HypercallInput::simple(code), INPUT);
+        assert_eq!(seat.vp.exit(CALL, 0).unwrap(), Disposition::Handled);
+    }
+    assert!(seat.vp.enabled_vtls().contains(Vtl::ONE));
+}
+
+#[test]
+fn memory_outlives_a_reset_if_the_guest_says_so() {
+    const KEEP: VsmPartitionConfig = VsmPartitionConfig::new().with_default_vtl_protection_mask(0xF);
+    let (machine, engine) = machine(1, None);
+    assert!(!machine.keeps_memory_on_reset());
+    prepare_hypercalls(&machine);
+    enable_vtl1(&machine, &*engine);
+    assert!(!machine.keeps_memory_on_reset(), "TLFS 15.5.1.3: that is the default");
+    let config = (RegisterName::VsmPartitionConfig, u64::from(KEEP).into());
+    machine.slots[0].take().vp.restore_registers(Vtl::ONE, &[config], 0).expect("a valid configuration");
+    assert!(machine.keeps_memory_on_reset());
+    engine.write_ram(0x7F_FFFC, b"kept").expect("RAM");
+    let next = FakeEngine::new(machine.memory.ram());
+    machine.hand_over_memory(&next).expect("the same RAM");
+    let mut word = [0; 4];
+    next.read_ram(0x7F_FFFC, &mut word).expect("RAM");
+    assert_eq!(&word, b"kept");
 }

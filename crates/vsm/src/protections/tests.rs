@@ -488,3 +488,18 @@ fn overlays_keep_their_own_access() {
     space.unmap_overlay(8).expect("unmapped");
     assert_eq!(space.access(8), Access::empty());
 }
+
+#[test]
+fn memory_is_zeroed_at_a_reset_unless_every_higher_vtl_says_otherwise() {
+    const KEEP: VsmPartitionConfig = VsmPartitionConfig::new().with_default_vtl_protection_mask(0xF);
+    let zeroes = |guest: &Guest| guest.partition.zeroes_memory_on_reset();
+    assert!(zeroes(&Guest::with_vtls(0)));
+    let guest = Guest::with_vtls(2);
+    assert!(zeroes(&guest), "TLFS 15.5.1.3: that is the default");
+    guest.partition.set_config_of(Vtl::ONE, KEEP).expect("a valid configuration");
+    assert!(zeroes(&guest));
+    guest.partition.set_config_of(Vtl::TWO, KEEP).expect("a valid configuration");
+    assert!(!zeroes(&guest));
+    guest.partition.set_config_of(Vtl::ONE, KEEP.with_zero_memory_on_reset(true)).expect("a valid configuration");
+    assert!(zeroes(&guest));
+}
