@@ -1,9 +1,11 @@
 //! Memory protections (TLFS 15.9): what every VTL grants to the VTLs below it.
 
+mod check;
 mod modify;
 
 use std::ops::Range;
 
+pub(crate) use check::CheckSparseGpaPageVtlAccess;
 use engine::{Access, AccessKind, AccessMap, AddressSpace, EngineError, PAGE_SHIFT};
 pub(crate) use modify::ModifyVtlProtectionMask;
 use tlfs::vsm::VsmPartitionConfig;

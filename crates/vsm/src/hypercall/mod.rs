@@ -208,6 +208,7 @@ fn find(code: CallCode) -> Option<&'static Definition> {
         rep registers::GetVpRegisters,
         rep registers::SetVpRegisters,
         rep protections::ModifyVtlProtectionMask,
+        rep protections::CheckSparseGpaPageVtlAccess,
         simple translate::TranslateVirtualAddress,
         simple translate::TranslateVirtualAddressEx,
     );
