@@ -21,6 +21,7 @@ use crate::control::{Control, Failure, Outcome};
 use crate::cpuid::{self, Platform};
 use crate::death::VpState;
 use crate::deterministic::Deterministic;
+use crate::device_memory::DeviceMemory;
 use crate::devices::{
     DebugExit, FirmwareConfiguration, KeyboardController, PowerManagement, PowerManagementTimer, ResetControl,
     SerialInput, SerialOutput, SerialPort,
@@ -134,12 +135,12 @@ impl Machine {
         let (time_of_day, memory) = (config.time_of_day, &config.memory);
         let board = Arc::new(Board::new(Arc::clone(&control), Arc::clone(&clock), time_of_day, memory, vps));
         let serial_ports = serial_ports(config.serial, &board, &control);
-        let bus = bus(memory, vps, config.exit_port, &clock, &board, &serial_ports, &control)?;
         let platform = Platform { vps, x2apic: config.rules.x2apic, tsc_deadline: config.rules.tsc_deadline };
         let processor = engine.supported_cpuid();
         let partition =
             Partition::new(config.rules, Arc::clone(engine), clock.tsc_frequency(), board.clone(), observer)?;
         board.connect(&partition);
+        let bus = bus(memory, &partition, config.exit_port, &clock, &board, &serial_ports, &control)?;
         for block in &config.layout.blocks {
             engine.write_ram(block.start, &block.bytes)?;
         }
@@ -315,14 +316,14 @@ fn serial_ports(
 /// The bus with all devices of a machine.
 fn bus(
     memory: &MemoryMap,
-    vps: u32,
+    partition: &Partition,
     exit_port: Option<u16>,
     clock: &Arc<dyn Clock>,
     board: &Arc<Board>,
     [first, second]: &[Shared<SerialPort>; 2],
     control: &Arc<Control>,
 ) -> Result<Bus, Conflict> {
-    let processors = vps.try_into().unwrap_or(u16::MAX);
+    let processors = partition.config().vps.try_into().unwrap_or(u16::MAX);
     let mut bus = Bus::default();
     for ports in BOARD_PORTS {
         bus.attach_ports(ports.clone(), shared(BoardPorts::new(Arc::clone(board), ports)))?;
@@ -330,7 +331,9 @@ fn bus(
     bus.attach_mmio(IO_APIC_PAGE, shared(IoApicPage(Arc::clone(board))))?;
     bus.attach_ports(SerialPort::COM1, first.clone())?;
     bus.attach_ports(SerialPort::COM2, second.clone())?;
-    bus.attach_ports(FirmwareConfiguration::PORTS, shared(FirmwareConfiguration::new(memory.bytes(), processors)))?;
+    let device_memory = DeviceMemory::of(partition);
+    let firmware = FirmwareConfiguration::new(memory.bytes(), processors, device_memory);
+    bus.attach_ports(FirmwareConfiguration::PORTS, shared(firmware))?;
     bus.attach_ports(PowerManagement::PORTS, shared(PowerManagement::new(Arc::clone(control))))?;
     bus.attach_ports(PowerManagementTimer::PORTS, shared(PowerManagementTimer::new(Arc::clone(clock))))?;
     bus.attach_ports(KeyboardController::PORTS, shared(KeyboardController::new(Arc::clone(control))))?;

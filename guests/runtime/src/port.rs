@@ -32,6 +32,18 @@ pub unsafe fn read8(port: u16) -> u8 {
     value
 }
 
+/// Reads 4 bytes from a port.
+///
+/// # Safety
+/// As for [`write8`].
+#[must_use]
+pub unsafe fn read32(port: u16) -> u32 {
+    let value;
+    // SAFETY: the caller answers for the device; the instruction itself touches no memory.
+    unsafe { asm!("in eax, dx", out("eax") value, in("dx") port, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
 /// The debug exit device's port.
 const DEBUG_EXIT: u16 = 0xF4;
 

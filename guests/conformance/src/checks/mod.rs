@@ -1,9 +1,11 @@
 //! The checks, by subject. Groups are in the order in which a guest gets at what they need.
 
+mod access_check;
 mod apic_msr;
 mod apic_timer;
 mod cluster_ipi;
 mod connections;
+mod device_access;
 mod devices;
 pub mod discovery;
 mod enable_partition;
@@ -109,8 +111,10 @@ pub const ALL: &[Group] = &[
     group(nothing, protection_config::CHECKS),
     group(protection_config::prepare, protection::CHECKS),
     group(nothing, protection_rules::CHECKS),
+    group(nothing, access_check::CHECKS),
     group(nothing, mode_based::CHECKS),
     group(nothing, overlay::CHECKS),
+    group(device_access::prepare, device_access::CHECKS),
     group(nothing, intercept_message::CHECKS),
     group(nothing, intercept_access::CHECKS),
     group(nothing, intercept_delivery::CHECKS),
