@@ -6,6 +6,8 @@ mod assist_page;
 mod code_page;
 mod config;
 pub mod connections;
+#[cfg(test)]
+mod coverage;
 mod cpuid;
 mod crash;
 mod eoi_assist;

@@ -215,6 +215,12 @@ fn find(code: CallCode) -> Option<&'static Definition> {
     None
 }
 
+/// Whether there is such a call.
+#[cfg(test)]
+pub(crate) fn is_offered(code: CallCode) -> bool {
+    matches!(code, CallCode::VtlCall | CallCode::VtlReturn) || find(code).is_some()
+}
+
 /// The switch that a hypercall asks for, and its control input.
 struct SwitchRequest {
     switch: Switch,

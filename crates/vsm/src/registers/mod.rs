@@ -186,6 +186,12 @@ impl Register {
     }
 }
 
+/// Whether there is such a register, of a guest that has all privileges.
+#[cfg(test)]
+pub(crate) fn is_in_table(name: RegisterName) -> bool {
+    Register::find(name).is_some()
+}
+
 /// The value of a register, for saving it.
 pub type NamedValue = (RegisterName, RegisterValue);
 
