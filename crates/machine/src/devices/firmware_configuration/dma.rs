@@ -112,6 +112,7 @@ impl FirmwareConfiguration {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::ops::Range;
     use std::sync::Arc;
 
     use engine::fake::FakeEngine;
@@ -121,13 +122,14 @@ pub(super) mod tests {
     use crate::DeviceMemory;
     use crate::bus::PortDevice;
 
+    const RAM: Range<u64> = 0..0x1_0000;
     const CONTROL: u64 = 0x1000;
     const TARGET: u64 = 0x2FFC;
     const KEY_RAM: u32 = 3 << 16;
 
     /// 64 KiB of memory, and VTL0's address space.
     pub(in super::super) fn memory() -> (DeviceMemory, Arc<dyn AddressSpace>) {
-        let space = FakeEngine::new(&[0..0x1_0000]).create_space(0).expect("a space");
+        let space = FakeEngine::new(&[RAM]).create_space(0).expect("a space");
         (DeviceMemory::new(Arc::clone(&space)), space)
     }
 
@@ -184,7 +186,7 @@ pub(super) mod tests {
     fn requests_that_cannot_be_done_are_errors() {
         let mut guest = Guest::new();
         assert_eq!(guest.request(KEY_RAM | SELECT | WRITE, 8, TARGET), ERROR);
-        assert_eq!(guest.request(SELECT | READ, 8, 0x1_0000), ERROR, "no memory");
+        assert_eq!(guest.request(SELECT | READ, 8, RAM.end), ERROR, "no memory");
         assert_eq!(guest.request(SELECT | READ, u32::MAX, 0xF000), ERROR, "too much");
         assert_eq!(guest.request(SELECT | READ, 8, u64::MAX - 3), ERROR);
         assert_eq!(guest.request(0, 8, TARGET), 0, "nothing is asked for");
