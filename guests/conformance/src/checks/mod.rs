@@ -16,6 +16,7 @@ mod flush_remote;
 mod harness;
 mod intercept_access;
 mod intercept_delivery;
+mod intercept_event;
 mod intercept_message;
 mod intercept_register;
 mod ipi;
@@ -46,6 +47,7 @@ mod startup;
 mod third_vtl;
 mod third_vtl_interrupts;
 mod third_vtl_memory;
+mod third_vtl_registers;
 mod timer_direct;
 mod timer_message;
 mod tlb_lock;
@@ -118,6 +120,7 @@ pub const ALL: &[Group] = &[
     group(nothing, intercept_message::CHECKS),
     group(nothing, intercept_access::CHECKS),
     group(nothing, intercept_delivery::CHECKS),
+    group(nothing, intercept_event::CHECKS),
     group(nothing, intercept_register::CHECKS),
     group(nothing, translate::CHECKS),
     group(nothing, translate_lower::CHECKS),
@@ -135,5 +138,6 @@ pub const ALL: &[Group] = &[
     group(third_vtl::prepare, third_vtl::CHECKS),
     group(third_vtl_interrupts::prepare, third_vtl_interrupts::CHECKS),
     group(third_vtl_memory::prepare, third_vtl_memory::CHECKS),
+    group(third_vtl::prepare, third_vtl_registers::CHECKS),
     group(nothing, locked::CHECKS),
 ];
