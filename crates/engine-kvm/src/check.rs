@@ -61,15 +61,15 @@ const HLT: u8 = 0xF4;
 const OTHER_KVM: &str = "choose --engine soft, or a host with hardware virtualization (VMX or SVM)";
 
 /// A guest in 64-bit kernel mode.
-struct Guest {
+pub(crate) struct Guest {
     engine: KvmEngine,
     space: Arc<dyn AddressSpace>,
-    vcpu: Box<dyn Vcpu>,
+    pub(crate) vcpu: Box<dyn Vcpu>,
     clock: TscClock,
 }
 
 impl Guest {
-    fn new(host: &Arc<Host>, clock: TscClock, protection: &Protection) -> Result<Self, EngineError> {
+    pub(crate) fn new(host: &Arc<Host>, clock: TscClock, protection: &Protection) -> Result<Self, EngineError> {
         let engine = KvmEngine::new(Arc::clone(host), std::slice::from_ref(&RAM), clock, protection)?;
         let space = engine.create_space(0)?;
         let mut vcpu = engine.create_vcpu(0, &space)?;
@@ -92,7 +92,7 @@ impl Guest {
     }
 
     /// Runs code until it leaves the guest.
-    fn execute(&mut self, code: &[u8]) -> Result<Exit, String> {
+    pub(crate) fn execute(&mut self, code: &[u8]) -> Result<Exit, String> {
         let written = self.engine.write_ram(CODE, code);
         written.map_err(|error| error.to_string())?;
         let general = self.vcpu.general_mut();

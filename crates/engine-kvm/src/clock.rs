@@ -26,7 +26,7 @@ impl TscClock {
             return Err(EngineError::Unsupported("tell the frequency of this host's time stamp counter"));
         }
         let failed = |error: vmm_sys_util::errno::Error| host_error("asking for the time stamp counter")(error.into());
-        let vcpu = host.kvm.create_vm().and_then(|vm| vm.create_vcpu(0)).map_err(failed)?;
+        let vcpu = host.create_vm()?.create_vcpu(0).map_err(failed)?;
         let kilohertz = vcpu.get_tsc_khz().map_err(failed)?;
         Ok(Self { base: counter(), frequency: u64::from(kilohertz) * 1000 })
     }

@@ -3,12 +3,15 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use engine::EngineError;
 use kvm_bindings::{
     KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_MEMORY_ATTRIBUTES, KVM_CAP_VCPU_ATTRIBUTES, KVM_MEMORY_ATTRIBUTE_PRIVATE,
     KVM_SYNC_X86_VALID_FIELDS,
 };
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use vmm_sys_util::errno;
+
+use crate::ram::host_error;
 
 /// Where KVM is.
 const DEVICE: &str = "/dev/kvm";
@@ -98,6 +101,11 @@ impl Host {
         Ok(())
     }
 
+    /// Makes a virtual machine.
+    pub(crate) fn create_vm(&self) -> Result<VmFd, EngineError> {
+        self.kvm.create_vm().map_err(cannot_create)
+    }
+
     /// Whether the kernel has an emulation of Hyper-V of its own, which this engine keeps off.
     #[must_use]
     pub fn emulates_hyperv(&self) -> bool {
@@ -125,6 +133,21 @@ impl Host {
     }
 }
 
+/// Why there is no virtual machine, and what to do about it.
+fn cannot_create(error: errno::Error) -> EngineError {
+    let what = match error.errno() {
+        libc::EBUSY => {
+            "another hypervisor (such as VirtualBox or VMware) holds the processor's virtualization; end it, or give \
+             --engine soft"
+        }
+        libc::EMFILE | libc::ENFILE => "too many files are open for a KVM virtual machine; raise the limit (ulimit -n)",
+        libc::ENOMEM => "the host has no memory left for a KVM virtual machine; end other programs",
+        libc::EOPNOTSUPP => "the firmware has turned virtualization off; turn it on there, or give --engine soft",
+        _ => "making a KVM virtual machine",
+    };
+    host_error(what)(error.into())
+}
+
 fn explain(path: &Path, error: errno::Error) -> HostError {
     let source = io::Error::from(error);
     let path = path.to_owned();
@@ -147,7 +170,20 @@ mod tests {
         assert!(error.contains("modprobe") && !error.contains('\n'), "{error}");
         let error = explain(Path::new(DEVICE), errno::Error::new(libc::EACCES)).to_string();
         assert!(error.contains("usermod"), "{error}");
-        let error = explain(Path::new(DEVICE), errno::Error::new(libc::EBUSY)).to_string();
-        assert!(error.contains("busy"), "{error}");
+        let error = explain(Path::new(DEVICE), errno::Error::new(libc::EIO)).to_string();
+        assert!(error.contains("/dev/kvm cannot be opened"), "{error}");
+        let error = explain(Path::new(DEVICE), errno::Error::new(libc::ENODEV)).to_string();
+        assert!(error.contains("modprobe"), "{error}");
+        for (number, remedy) in [
+            (libc::EBUSY, "another hypervisor"),
+            (libc::EMFILE, "ulimit -n"),
+            (libc::ENOMEM, "end other programs"),
+            (libc::EOPNOTSUPP, "firmware"),
+            (libc::EINVAL, "making a KVM virtual machine"),
+        ] {
+            let error = cannot_create(errno::Error::new(number)).to_string();
+            assert!(error.contains(remedy) && !error.contains('\n'), "{error}");
+        }
+        assert!(HostError::Lacks("KVM_CAP_SYNC_REGS").to_string().contains("lacks KVM_CAP_SYNC_REGS; use Linux"));
     }
 }

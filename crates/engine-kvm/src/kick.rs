@@ -11,6 +11,7 @@ use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+use crate::calls;
 use crate::ram::host_error;
 
 thread_local! {
@@ -145,6 +146,7 @@ impl Kick for Doorbell {
         self.page.immediate_exit().store(1, Ordering::SeqCst);
         let thread = self.thread.load(Ordering::SeqCst);
         if thread != 0 {
+            calls::count();
             // SAFETY: a system call without pointers. If the thread has ended meanwhile it fails, which is fine.
             unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal()) };
         }

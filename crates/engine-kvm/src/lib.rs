@@ -17,6 +17,8 @@
 //! processor executes the instruction. KVM tells nobody of accesses of control registers and descriptor tables.
 #![warn(missing_docs)]
 
+mod bare;
+mod calls;
 pub mod check;
 mod clock;
 mod cpuid;
@@ -37,6 +39,8 @@ mod window;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub use bare::BareCosts;
+pub use calls::system_calls;
 pub use clock::TscClock;
 use engine::pieces::for_each_piece;
 use engine::{

@@ -14,7 +14,7 @@ use crate::{Host, msr_filter};
 /// Makes a virtual machine without memory and processors. It has no interrupt controller: local APICs are the rules'.
 pub(crate) fn create(host: &Host) -> Result<VmFd, EngineError> {
     let failed = |what| move |error: errno::Error| host_error(what)(error.into());
-    let vm = host.kvm.create_vm().map_err(failed("making a KVM virtual machine"))?;
+    let vm = host.create_vm()?;
     let enable = |cap, argument: u32| {
         let capability = kvm_enable_cap { cap, args: [argument.into(), 0, 0, 0], ..kvm_enable_cap::default() };
         vm.enable_cap(&capability).map_err(failed("setting up a KVM virtual machine"))

@@ -18,6 +18,10 @@ pub(crate) fn host_error(what: &'static str) -> impl Fn(io::Error) -> EngineErro
     move |source| EngineError::Host { what, source }
 }
 
+/// Guest memory takes the host's addresses once per VTL and once more, whether it is used or not.
+const UNMAPPED: &str =
+    "the host does not map so much guest memory; give less with --memory, or raise the limit (ulimit -v)";
+
 /// A file of zeroed memory.
 pub(crate) fn memory_file(name: &str, bytes: u64) -> Result<File, EngineError> {
     let failed = |error: rustix::io::Errno| host_error("making a memory file")(error.into());
@@ -31,7 +35,7 @@ pub(crate) fn map(file: &Arc<File>, offset: u64, bytes: u64) -> Result<MmapRegio
     let offset = FileOffset::from_arc(Arc::clone(file), offset);
     let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
     MmapRegion::build(Some(offset), bytes as usize, libc::PROT_READ | libc::PROT_WRITE, flags)
-        .map_err(|error| host_error("mapping guest memory")(io::Error::other(error)))
+        .map_err(|error| host_error(UNMAPPED)(io::Error::other(error)))
 }
 
 /// All RAM of a guest, zeroed.

@@ -31,6 +31,8 @@ pub(crate) struct KvmSpace {
     clock: Arc<dyn Clock>,
     mechanism: Arc<Mechanism>,
     mapping: RwLock<Mapping>,
+    /// Pages that were given back to the mapping, which had lost them.
+    restored: AtomicU64,
     /// Read-locked while an interpreter uses guest memory by this space's rights, so that who takes rights away can
     /// wait for it.
     pub(crate) interpreting: RwLock<()>,
@@ -94,6 +96,7 @@ impl KvmSpace {
             clock,
             mechanism,
             mapping: RwLock::new(mapping),
+            restored: AtomicU64::new(0),
             interpreting: RwLock::new(()),
             interpretations: AtomicU64::new(0),
             code: AtomicU32::new(0),
@@ -111,6 +114,33 @@ impl KvmSpace {
     /// Whether there is RAM or an overlay at a guest page.
     pub(crate) fn has_page(&self, page: u64) -> bool {
         self.ram.find(page).is_some() || self.mapping().overlays.contains_key(&page)
+    }
+
+    /// How many pages have been given back to the VTL's mapping, which the host had taken them out of.
+    pub(crate) fn restored(&self) -> u64 {
+        self.restored.load(Ordering::Relaxed)
+    }
+
+    /// Gives the VTL's mapping a page back that it may read and write; says whether it had lost it.
+    pub(crate) fn restore(&self, page: u64) -> bool {
+        let mapping = self.mapping();
+        mapping.page(&self.ram, page).is_some_and(|(ram, access)| {
+            Rights::of(access) == Rights::All && self.restore_in(&mapping, page, ram, access)
+        })
+    }
+
+    fn restore_in(&self, mapping: &Mapping, page: u64, ram: Page<'_>, access: Access) -> bool {
+        let Some((range, index)) = self.ram.find(page) else { return false };
+        match mapping.windows[range].restore(index, Rights::of(access), ram) {
+            Ok(restored) => {
+                self.restored.fetch_add(restored.into(), Ordering::Relaxed);
+                restored
+            }
+            Err(error) => {
+                tracing::error!(%error, page, "a page of guest memory is lost");
+                false
+            }
+        }
     }
 
     /// To be called before an interpreter is used, with [`Self::interpreting`] read-locked.
@@ -359,12 +389,8 @@ unsafe impl Bus for KvmSpace {
     fn page(&self, page: u64) -> Option<HostPage> {
         let mapping = self.mapping();
         let (ram, access) = mapping.page(&self.ram, page)?;
-        if let Some((range, index)) = self.ram.find(page) {
-            // Perhaps this is the page that the host refused although it may be used.
-            if let Err(error) = mapping.windows[range].restore(index, Rights::of(access), ram) {
-                tracing::error!(%error, page, "a page of guest memory is lost");
-            }
-        }
+        // Perhaps this is the page that the host refused although it may be used.
+        self.restore_in(&mapping, page, ram, access);
         Some(HostPage { host: ram.host(), access, code: NonNull::from(&self.code) })
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use engine::EngineError;
 
+use crate::calls;
 use crate::kick::{signal, thread_id};
 use crate::ram::host_error;
 
@@ -66,6 +67,7 @@ impl Timer {
         };
         let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         let setting = libc::itimerspec { it_interval: zero, it_value: value };
+        calls::count();
         // SAFETY: the timer exists and the pointers are to live values or null.
         let result = unsafe { libc::timer_settime(created.id, 0, &setting, null_mut()) };
         self.created = Some(created);

@@ -10,6 +10,8 @@ use rustix::mm::{MprotectFlags, mprotect};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_val};
 use vmm_sys_util::{ioctl_io_nr, ioctl_iowr_nr};
 
+use crate::calls;
+
 /// Where the device is that needs no privilege but its file's.
 const DEVICE: &str = "/dev/userfaultfd";
 const KIND: u32 = 0xAA;
@@ -109,6 +111,15 @@ pub(crate) const REQUESTS: [u32; 3] = {
     ]
 };
 
+/// What [`Userfault::show`] did.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shown {
+    /// So many bytes; the first page that follows is missing in the file.
+    pub(crate) dealt_with: u64,
+    /// The mapping did not have all of them before.
+    pub(crate) changed: bool,
+}
+
 /// A `userfaultfd` of this process, by which accesses are refused rather than waited for.
 pub(crate) struct Userfault {
     file: OwnedFd,
@@ -117,6 +128,7 @@ pub(crate) struct Userfault {
 }
 
 fn checked(result: i32) -> io::Result<i32> {
+    calls::count();
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
@@ -167,23 +179,27 @@ impl Userfault {
     }
 
     /// Gives a mapping pages that its file has, from `start` on, as far as it can; they are write-protected from the
-    /// beginning, or not. Returns how many bytes were dealt with: the first page that follows is missing in the file.
-    pub(crate) fn show(&self, start: u64, length: u64, protected: bool) -> io::Result<u64> {
+    /// beginning, or not.
+    pub(crate) fn show(&self, start: u64, length: u64, protected: bool) -> io::Result<Shown> {
         const DO_NOT_WAKE: u64 = 1 << 0;
         const PROTECTED: u64 = 1 << 1;
         if protected && !self.shows_protected.load(Ordering::Relaxed) {
             return self.show_read_only(start, length);
         }
         let mode = DO_NOT_WAKE | if protected { PROTECTED } else { 0 };
-        let mut done = 0;
+        let (mut done, mut changed) = (0, false);
         while done < length {
             let mut request = Continue { start: start + done, length: length - done, mode, mapped: 0 };
             // SAFETY: the request is of the type that the kernel reads and writes; the pages are those of the file.
             match checked(unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_CONTINUE(), &mut request) }) {
-                Ok(_) => done = length,
+                Ok(_) => (done, changed) = (length, true),
                 Err(error) => match error.raw_os_error() {
                     // A part is done, or the address space is being changed by another thread.
-                    Some(libc::EAGAIN) => done += u64::try_from(request.mapped).unwrap_or(0),
+                    Some(libc::EAGAIN) => {
+                        let mapped = u64::try_from(request.mapped).unwrap_or(0);
+                        done += mapped;
+                        changed |= mapped != 0;
+                    }
                     // The page is there.
                     Some(libc::EEXIST) => done += engine::PAGE_SIZE,
                     Some(libc::EFAULT) => break,
@@ -195,21 +211,22 @@ impl Userfault {
                 },
             }
         }
-        Ok(done)
+        Ok(Shown { dealt_with: done, changed })
     }
 
     /// The same for write-protected pages on kernels that cannot do it in one step: meanwhile the mapping is read-only.
-    fn show_read_only(&self, start: u64, length: u64) -> io::Result<u64> {
+    fn show_read_only(&self, start: u64, length: u64) -> io::Result<Shown> {
         let protect = |flags| {
+            calls::count();
             let pointer = std::ptr::with_exposed_provenance_mut(start as usize);
             // SAFETY: the pages are registered here, so they are those of a mapping that nobody in this process accesses.
             unsafe { mprotect(pointer, length as usize, flags) }.map_err(io::Error::from)
         };
         protect(MprotectFlags::READ)?;
-        let done = self.show(start, length, false)?;
+        let shown = self.show(start, length, false)?;
         self.write_protect(start, length, true)?;
         protect(MprotectFlags::READ | MprotectFlags::WRITE)?;
-        Ok(done)
+        Ok(shown)
     }
 
     #[cfg(test)]

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mprotect};
 use vm_memory::MmapRegion;
 
+use crate::calls;
 use crate::protection::Mechanism;
 use crate::ram::{Page, host_error, map};
 use crate::userfault::{Userfault, Watch};
@@ -182,8 +183,8 @@ impl Window {
     fn show(&self, userfault: &Userfault, mut pages: Range<u64>, read_only: bool) -> Result<(), EngineError> {
         while pages.start < pages.end {
             let (start, length) = self.addresses(&pages);
-            let done = userfault.show(start, length, read_only).map_err(host_error(PROTECTING))?;
-            pages.start += done >> PAGE_SHIFT;
+            let shown = userfault.show(start, length, read_only).map_err(host_error(PROTECTING))?;
+            pages.start += shown.dealt_with >> PAGE_SHIFT;
             if pages.start < pages.end {
                 pages.start = self.next_data(&pages)?.start;
             }
@@ -228,25 +229,28 @@ impl Window {
         Ok(start >> PAGE_SHIFT..end.div_ceil(PAGE_SIZE))
     }
 
-    /// Gives the mapping back a page that KVM may use, if it has lost it. `ram` is the page elsewhere.
-    pub(crate) fn restore(&self, page: u64, rights: Rights, ram: Page<'_>) -> Result<(), EngineError> {
-        let Mechanism::Userfault(userfault) = &*self.mechanism else { return Ok(()) };
+    /// Gives the mapping back a page that KVM may use, if it may have lost it. `ram` is the page elsewhere. Says whether
+    /// it did.
+    pub(crate) fn restore(&self, page: u64, rights: Rights, ram: Page<'_>) -> Result<bool, EngineError> {
+        let Mechanism::Userfault(userfault) = &*self.mechanism else { return Ok(false) };
         let part = self.parts(&(page..page + 1)).start;
         if rights == Rights::Nothing || !self.watched[part] || self.covered.contains(&page) {
-            return Ok(());
+            return Ok(false);
         }
         let (start, length) = self.addresses(&(page..page + 1));
         let show = || userfault.show(start, length, rights == Rights::ReadOnly).map_err(host_error(PROTECTING));
-        if show()? != length {
+        let mut shown = show()?;
+        if shown.dealt_with != length {
             // Now the file has it.
             ram.read(0, &mut [0]);
-            show()?;
+            shown = show()?;
         }
-        Ok(())
+        Ok(shown.changed)
     }
 
     fn advise(&self, pages: &Range<u64>, advice: Advice) -> Result<(), EngineError> {
         let (pointer, length) = self.pointer(pages);
+        calls::count();
         // SAFETY: the range lies in a mapping of a file's that this owns; its contents stay those of the file.
         unsafe { madvise(pointer, length, advice) }.map_err(|error| host_error(PROTECTING)(error.into()))
     }
@@ -255,6 +259,7 @@ impl Window {
     fn protect_mapping(&self, pages: &Range<u64>, rights: Rights) -> Result<(), EngineError> {
         let (pointer, length) = self.pointer(pages);
         let flags = MprotectFlags::from_bits_retain(rights.protection().bits());
+        calls::count();
         // SAFETY: the range lies in a mapping that this owns and that nobody in this process accesses.
         unsafe { mprotect(pointer, length, flags) }.map_err(|error| host_error(PROTECTING)(error.into()))
     }
@@ -287,7 +292,7 @@ impl Window {
                     userfault.write_protect(start, length, true).map_err(host_error(PROTECTING))?;
                 }
                 self.protect_mapping(&pages, Rights::All)?;
-                self.restore(page, rights, ram)
+                self.restore(page, rights, ram).map(drop)
             }
         }
     }

@@ -282,3 +282,29 @@ fn registers_are_what_was_set() {
     assert_eq!(vcpu.shared().floating.mxcsr, shared.floating.mxcsr);
     assert_eq!(vcpu.mode_registers().segments, system.segments);
 }
+
+#[test]
+fn a_guest_may_use_any_number_of_pages_that_its_mapping_lost() {
+    const PAGES: u32 = 2500;
+    let Some(host) = Host::open().inspect_err(skip).ok() else { return };
+    let clock = TscClock::start(&host).unwrap();
+    let protection = Protection::new(Choice::Auto).unwrap();
+    let ram = 0..u64::from(PAGES + 16) * PAGE_SIZE;
+    let engine = KvmEngine::new(Arc::new(host), std::slice::from_ref(&ram), clock, &protection).unwrap();
+    let space = engine.create_space(0).unwrap();
+    // A page without rights in each part of 2 MiB: none of the others has ever been used.
+    for page in (8..u64::from(PAGES) + 16).step_by(256) {
+        space.set_access(page, 1, Access::empty()).unwrap();
+    }
+    for page in (8..u64::from(PAGES) + 16).step_by(256) {
+        space.set_access(page, 1, Access::all()).unwrap();
+    }
+    // mov esi, 0x10000; mov ecx, PAGES; then: add al, [esi]; add esi, 0x1000; dec ecx; jnz; hlt
+    let [a, b, c, d] = PAGES.to_le_bytes();
+    let code = [0xBE, 0, 0, 1, 0, 0xB9, a, b, c, d, 0x02, 0x06, 0x81, 0xC6, 0, 0x10, 0, 0, 0x49, 0x75, 0xF5, 0xF4];
+    let last = u64::from(PAGES + 15) * PAGE_SIZE;
+    engine.write_ram(last, &[0x5A]).unwrap();
+    let mut vcpu = vcpu(&engine, &space, &code);
+    assert_eq!(run(vcpu.as_mut()), Exit::Halt);
+    assert_eq!(vcpu.general().gpr[RAX] as u8, 0x5A);
+}

@@ -32,7 +32,7 @@ impl Ram {
         let sized: Vec<_> =
             ranges.iter().map(|range| (GuestAddress(range.start), (range.end - range.start) as usize)).collect();
         let memory = GuestMemoryMmap::from_ranges(&sized).map_err(|error| EngineError::Host {
-            what: "mapping guest memory",
+            what: "the host does not map so much guest memory; give less with --memory, or raise the limit (ulimit -v)",
             source: std::io::Error::other(error),
         })?;
         let regions = memory.iter().map(|region| {

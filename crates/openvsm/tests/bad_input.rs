@@ -207,3 +207,22 @@ fn sandboxes_that_there_are_not() {
     let output = openvsm(&["run", "--kernel", &kernel, "--sandbox", "off"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
 }
+
+#[test]
+fn memory_that_the_host_does_not_map() {
+    let directory = Directory::new();
+    let kernel = directory.write("kernel", &elf(EXIT));
+    let program = openvsm(&[]).get_program().to_owned();
+    let mut limited = std::process::Command::new("sh");
+    // 3 GB of addresses.
+    limited.args(["-c", "ulimit -v 3000000; exec \"$@\"", "sh"]).arg(program);
+    limited.args(["run", "--engine", "soft", "--memory", "3G", "--kernel", &kernel]);
+    let output = limited.output().unwrap();
+    let line = stderr(&output);
+    // A small host says before that it has not so much.
+    if output.status.code() != Some(2) {
+        assert_eq!(output.status.code(), Some(4), "{line}");
+        assert_tells(&line, &["does not map so much guest memory", "--memory", "ulimit -v"]);
+    }
+    assert_eq!(line.matches('\n').count(), 1, "{line}");
+}

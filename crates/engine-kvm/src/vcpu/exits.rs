@@ -6,10 +6,10 @@ use vmm_sys_util::errno;
 use super::KvmVcpu;
 use super::run_page::{self, MmioAccess, PortAccess};
 use crate::ram::host_error;
-use crate::{HYPERCALL_PORT, msr_filter};
+use crate::{HYPERCALL_PORT, calls, msr_filter};
 
-/// How many accesses in a row the host may refuse although the VTL's rights allow them. A change of rights by another
-/// VP explains a few.
+/// How many accesses in a row the host may refuse although the VTL's rights allow them and the VTL's mapping has the page.
+/// A change of rights by another VP explains a few.
 const MOST_REFUSED: u32 = 1000;
 /// How many accesses an instruction may make that is to be executed anew.
 const MOST_ACCESSES: u32 = 512;
@@ -32,8 +32,8 @@ enum Stop {
     Exit(Exit),
     /// It was kicked, or told not to enter the guest.
     Interrupted,
-    /// The host refused an access to guest memory.
-    Refused,
+    /// The host refused an access to guest memory: there, where the kernel tells.
+    Refused(Option<u64>),
     /// It can not execute the instruction.
     Unexecutable,
     /// An access to a page of memory that the host withholds.
@@ -70,6 +70,7 @@ impl KvmVcpu {
                 }
                 // Only now, so that a signal that comes at once is not missed.
                 let armed = self.set_timer();
+                calls::count();
                 let result = armed.map(|()| self.fd.run().map(drop));
                 self.doorbell.leave();
                 let result = result?;
@@ -84,7 +85,8 @@ impl KvmVcpu {
 
     /// Acts on what KVM stopped for; `None` if the guest can go on.
     fn act(&mut self, stop: Stop) -> Result<Option<Exit>, EngineError> {
-        let refused = matches!(stop, Stop::Refused);
+        let refused = matches!(stop, Stop::Refused(_));
+        let restored = self.space.restored();
         let exit = match stop {
             Stop::Exit(exit) => Some(exit),
             Stop::Interrupted => {
@@ -92,7 +94,9 @@ impl KvmVcpu {
                 self.armed = None;
                 Some(Exit::Interrupted)
             }
-            Stop::Refused => self.interpret(),
+            // Where the mapping has just lost a page there is nothing to find out.
+            Stop::Refused(Some(gpa)) if self.space.restore(gpa >> PAGE_SHIFT) => None,
+            Stop::Refused(_) => self.interpret(),
             Stop::Unexecutable => {
                 self.unexecutable += 1;
                 self.interpret()
@@ -103,7 +107,7 @@ impl KvmVcpu {
                 self.interpret()
             }
         };
-        if !refused || exit.is_some() {
+        if !refused || exit.is_some() || self.space.restored() != restored {
             self.refused = 0;
             return Ok(exit);
         }
@@ -124,8 +128,9 @@ impl KvmVcpu {
         if let Err(error) = result {
             return match error.errno() {
                 libc::EINTR | libc::EAGAIN => Ok(Stop::Interrupted),
-                libc::EFAULT => Ok(Stop::Refused),
-                libc::EHWPOISON => Err(EngineError::Stopped("a page of the host's memory is broken".to_owned())),
+                libc::EFAULT => Ok(Stop::Refused(self.told_fault())),
+                libc::EHWPOISON => Err(broken(self.told_fault())),
+                libc::ENOMEM => Err(host_error("the host has no memory left to run the guest")(error.into())),
                 _ => Err(host_error("running a vCPU")(error.into())),
             };
         }
@@ -153,7 +158,7 @@ impl KvmVcpu {
             kvm::KVM_EXIT_SET_TPR => Stop::Exit(Exit::TaskPriority),
             kvm::KVM_EXIT_SHUTDOWN => Stop::Exit(Exit::Shutdown),
             kvm::KVM_EXIT_INTR => Stop::Interrupted,
-            kvm::KVM_EXIT_MEMORY_FAULT => Stop::Refused,
+            kvm::KVM_EXIT_MEMORY_FAULT => Stop::Refused(Some(run_page::memory_fault(run))),
             kvm::KVM_EXIT_INTERNAL_ERROR if is_unexecutable(run_page::internal_error(run)) => Stop::Unexecutable,
             kvm::KVM_EXIT_INTERNAL_ERROR => {
                 let told = format!("KVM's internal error {}", run_page::internal_error(run));
@@ -165,6 +170,13 @@ impl KvmVcpu {
             }
             reason => return Err(EngineError::Stopped(format!("KVM's exit {reason} is unknown here"))),
         })
+    }
+
+    /// Where the access was that `KVM_RUN` failed for, if the kernel tells it beside the error.
+    fn told_fault(&mut self) -> Option<u64> {
+        let tells = self.tells_faults;
+        let run = self.fd.get_kvm_run();
+        (tells && run.exit_reason == kvm_bindings::KVM_EXIT_MEMORY_FAULT).then(|| run_page::memory_fault(run))
     }
 
     fn port_exit(&mut self, access: PortAccess) -> Result<Stop, EngineError> {
@@ -262,6 +274,7 @@ impl KvmVcpu {
     fn finish_instruction(&mut self) -> Result<(), EngineError> {
         self.unanswered = Unanswered::Nothing;
         self.doorbell.stay_out();
+        calls::count();
         let result = self.fd.run().map(drop);
         self.state.take(&mut self.fd);
         match result {
@@ -303,7 +316,24 @@ impl KvmVcpu {
     }
 }
 
+/// The host's hardware has found a page damaged.
+fn broken(gpa: Option<u64>) -> EngineError {
+    let place = gpa.map_or_else(String::new, |gpa| format!(" that holds GPA {gpa:#x}"));
+    EngineError::Stopped(format!("a page of the host's memory{place} is damaged (EHWPOISON); see the kernel's log"))
+}
+
 /// Whether an internal error of KVM's is that its emulation lacks an instruction, or cannot fetch one.
 fn is_unexecutable(suberror: u32) -> bool {
     suberror == kvm_bindings::KVM_INTERNAL_ERROR_EMULATION
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damaged_memory_is_named() {
+        assert!(broken(Some(0x5000)).to_string().contains("holds GPA 0x5000 is damaged"));
+        assert!(broken(None).to_string().contains("memory is damaged"));
+    }
 }

@@ -50,6 +50,8 @@ pub(crate) struct KvmVcpu {
     instruction_limit: Option<u64>,
     /// Accesses in a row that the host refused and the VTL's rights did not.
     refused: u32,
+    /// The kernel tells of memory faults what it knows (`KVM_CAP_MEMORY_FAULT_INFO`).
+    tells_faults: bool,
     /// Instructions that KVM could not execute.
     unexecutable: u64,
     /// What went wrong where no error can be returned; the next run returns it.
@@ -77,6 +79,7 @@ impl KvmVcpu {
             armed: None,
             instruction_limit: None,
             refused: 0,
+            tells_faults: space.vm.check_extension(Cap::MemoryFaultInfo),
             unexecutable: 0,
             failure: None,
             clock,
@@ -90,6 +93,11 @@ impl KvmVcpu {
     /// How many instructions KVM could not execute so far.
     pub(crate) fn unexecutable(&self) -> u64 {
         self.unexecutable
+    }
+
+    /// Lets the guest go on from where it is, without looking at its registers or at what it stops for.
+    pub(crate) fn run_bare(&mut self) -> Result<(), EngineError> {
+        self.fd.run().map(drop).map_err(|error| host_error("running a vCPU")(error.into()))
     }
 
     /// Keeps what went wrong for the next run.

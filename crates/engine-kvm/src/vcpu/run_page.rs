@@ -73,6 +73,12 @@ pub(super) fn set_msr(run: &mut kvm_run, data: u64, fault: bool) {
     msr.error = fault.into();
 }
 
+/// The address of a `KVM_EXIT_MEMORY_FAULT`.
+pub(super) fn memory_fault(run: &kvm_run) -> u64 {
+    // SAFETY: every value of the bytes is one of the fields'.
+    unsafe { run.__bindgen_anon_1.memory_fault.gpa }
+}
+
 /// Why KVM could not go on, from a `KVM_EXIT_INTERNAL_ERROR`.
 pub(super) fn internal_error(run: &kvm_run) -> u32 {
     // SAFETY: every value of the bytes is one of the fields'.

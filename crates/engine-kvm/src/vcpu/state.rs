@@ -15,6 +15,7 @@ use super::registers::{
     MSRS, floating_from_kvm, floating_to_kvm, general_from_kvm, general_to_kvm, system_from_kvm, system_to_kvm,
 };
 use super::{events, run_page};
+use crate::calls;
 use crate::ram::host_error;
 
 /// EFER.LMA.
@@ -218,6 +219,7 @@ impl State {
 
     /// A value that was read from KVM. It can fail only if KVM does; then the error is kept for the next run.
     fn or_note<T, U: Default>(&self, result: Result<T, errno::Error>, value: impl FnOnce(T) -> U) -> U {
+        calls::count();
         match result {
             Ok(read) => value(read),
             Err(error) => {
@@ -341,6 +343,7 @@ impl State {
             let changed: Vec<_> = MSRS.iter().zip(known).filter_map(entry).collect();
             if !changed.is_empty() {
                 let msrs = Msrs::from_entries(&changed).expect("few enough");
+                calls::count();
                 let written = fd.set_msrs(&msrs).map_err(failed(WRITING))?;
                 if let Some(refused) = changed.get(written) {
                     let told = format!("KVM refuses {:#x} for register {:#x}", refused.data, refused.index);
@@ -356,16 +359,19 @@ impl State {
             self.sregs.cr2 = shared.cr2;
             (debug.db, debug.dr6) = (shared.dr, shared.dr6);
             if self.has_xcr0 && self.xcr0.get() != Some(&shared.xcr0) {
+                calls::count();
                 fd.set_xcrs(&xcrs(shared.xcr0)).map_err(failed(WRITING))?;
                 self.xcr0 = shared.xcr0.into();
             }
             if self.floating_changed {
                 floating_to_kvm(&shared.floating, &mut self.xsave.region);
+                calls::count();
                 // SAFETY: without permission for larger components the area has the size of this type.
                 unsafe { fd.set_xsave(&self.xsave) }.map_err(failed(WRITING))?;
             }
         }
         if debug != old_debug {
+            calls::count();
             fd.set_debug_regs(&debug).map_err(failed(WRITING))?;
             self.debug = debug.into();
         }
