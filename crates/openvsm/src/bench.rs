@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use engine_kvm::BareCosts;
 use machine::Outcome;
 use serde::Serialize;
 
-use crate::cli::{Bench, EngineName, Platform};
+use crate::cli::{Bench, Platform};
 use crate::failure::{self, Failure};
 use crate::transcript::{self, End, What};
 use crate::{Status, engines, images, table};
@@ -37,6 +38,10 @@ struct Figure {
 }
 
 impl Figure {
+    fn new(name: impl Into<String>, value: f64, unit: &str) -> Self {
+        Self { name: name.into(), value, unit: unit.into(), baseline: None, ratio: None, compared_with: "" }
+    }
+
     fn against(self, baseline: Option<f64>, compared_with: &'static str) -> Self {
         match baseline.filter(|baseline| *baseline > 0.0) {
             Some(baseline) => {
@@ -47,11 +52,38 @@ impl Figure {
     }
 }
 
+/// Memory of the guest: so much that very many pages can be protected. Most of it is never used.
+const MEMORY: u64 = 1 << 30;
+
 /// Reads `figure <name> <value> <unit>`.
 fn parse_figure(line: &str) -> Option<Figure> {
     let mut words = line.strip_prefix("figure ")?.split(' ');
     let (name, value, unit) = (words.next()?, words.next()?.parse().ok()?, words.next()?);
-    Some(Figure { name: name.into(), value, unit: unit.into(), baseline: None, ratio: None, compared_with: "" })
+    Some(Figure::new(name, value, unit))
+}
+
+/// Reads `measuring <name> <operations>`.
+fn parse_announcement(line: &str) -> Option<(String, f64)> {
+    let (name, operations) = line.strip_prefix("measuring ")?.split_once(' ')?;
+    Some((name.into(), operations.parse().ok()?))
+}
+
+/// The system calls that engine kvm made for each operation of a figure since it was announced.
+struct CallCounter {
+    name: String,
+    operations: f64,
+    before: u64,
+}
+
+impl CallCounter {
+    /// The figure, if `line` is the one that was announced. Telling it took some calls as well, which the figure's one
+    /// decimal does not show.
+    fn figure(&self, line: &str, calls: u64) -> Option<Figure> {
+        parse_figure(line).filter(|figure| figure.name == self.name)?;
+        let each = (calls - self.before) as f64 / self.operations;
+        let name = format!("{}-system-calls", self.name);
+        (calls > self.before).then(|| Figure::new(name, (each * 10.0).round() / 10.0, "calls"))
+    }
 }
 
 fn find(figures: &[Figure], name: &str) -> Option<f64> {
@@ -60,11 +92,11 @@ fn find(figures: &[Figure], name: &str) -> Option<f64> {
 
 /// Puts beside each figure of the guest what it is compared with: the same loop under another emulator, or the plain
 /// operations that it cannot do without.
-fn compare(figures: Vec<Figure>, emulator: &[Figure]) -> Vec<Figure> {
+fn compare(figures: Vec<Figure>, emulator: &[Figure], bare: Option<&BareCosts>) -> Vec<Figure> {
     let hypercall = find(&figures, "hypercall");
     let (protect, switch) = (find(&figures, "protect-1-page"), find(&figures, "vtl-call-return"));
     let one_vp = find(&figures, "work-on-1-vp");
-    let compared = |figure: Figure| match figure.name.as_str() {
+    let on_any_host = |figure: Figure| match figure.name.as_str() {
         "integer-loop" | "memory-loop" => {
             let peer = find(emulator, &figure.name);
             figure.against(peer, "the same loop under qemu-system-x86_64 -accel tcg")
@@ -77,15 +109,46 @@ fn compare(figures: Vec<Figure>, emulator: &[Figure]) -> Vec<Figure> {
         "work-on-2-vps" => figure.against(one_vp, "the same work on one VP"),
         _ => figure,
     };
+    let compared = |figure: Figure| match bare.and_then(|bare| bare_cost(&figure.name, bare)) {
+        Some((cost, what)) => figure.against(Some(cost), what),
+        None => on_any_host(figure),
+    };
     figures.into_iter().map(compared).collect()
+}
+
+/// What a figure cannot do without on KVM, and what that is.
+fn bare_cost(figure: &str, bare: &BareCosts) -> Option<(f64, &'static str)> {
+    let pages = BareCosts::PAGES as f64;
+    Some(match figure {
+        "hypercall" => (bare.exit, "a bare exit to user space"),
+        "vtl-call-return" => (2.0 * bare.exit, "two bare exits to user space"),
+        "vtl-call-return-system-calls" => (2.0, "two exits to user space"),
+        "protect-1-page" => (bare.exit + bare.protect_page, "a bare exit and a bare system call"),
+        "protect-510-pages-scattered" => {
+            (bare.exit / pages + bare.protect_page, "a bare exit and 510 bare system calls")
+        }
+        "protect-510-pages-contiguous" => {
+            ((bare.exit + bare.protect_pages) / pages, "a bare exit and a bare system call")
+        }
+        "protect-100000-pages-read-only" => {
+            (bare.exit + bare.protect_page, "a bare exit and a bare system call per page")
+        }
+        _ => return None,
+    })
 }
 
 /// Runs the bench guest with these words as its command line.
 fn measure(words: &str, platform: &Platform) -> Result<Vec<Figure>, Failure> {
     let mut figures = Vec::new();
     let mut trouble = Vec::new();
-    let end = transcript::run(images::BENCH, words, platform, false, |_, told| {
+    let mut counter: Option<CallCounter> = None;
+    let end = transcript::run(images::BENCH, words, platform, MEMORY, false, |_, told| {
         let What::Line(line) = told.what else { return };
+        if let Some((name, operations)) = parse_announcement(&line) {
+            counter = Some(CallCounter { name, operations, before: told.system_calls });
+            return;
+        }
+        figures.extend(counter.as_ref().and_then(|counter| counter.figure(&line, told.system_calls)));
         match parse_figure(&line) {
             Some(figure) => figures.push(figure),
             None if line == "started" || line == "finished" => {}
@@ -108,18 +171,32 @@ fn measure(words: &str, platform: &Platform) -> Result<Vec<Figure>, Failure> {
 /// Measures and prints the report.
 pub fn run(options: &Bench) -> Status {
     let platform = &engines::settled(&options.platform)?;
-    let mut figures = measure("", platform)?;
-    figures.extend(measure("processors", &Platform { cpus: platform.cpus.max(2), ..platform.clone() })?);
     let files =
         Files::create().map_err(|error| Failure::host(format_args!("cannot write a temporary file: {error}")))?;
     let emulator = emulator_figures(&files);
-    let mut figures = compare(figures, &emulator);
-    figures.push(start(&files, platform.engine)?);
+    let start = start(&files, platform)?;
+    let bare = engines::bare_costs(platform)?;
+    let mut figures = measure("", platform)?;
+    let processors = measure("processors", &Platform { cpus: platform.cpus.max(2), ..platform.clone() });
+    // What fails on two processors does not take the other figures with it.
+    let failure = match processors {
+        Ok(processors) => {
+            figures.extend(processors);
+            None
+        }
+        Err(failure) => Some(failure),
+    };
+    let mut figures = compare(figures, &emulator, bare.as_ref());
+    if let Some(bare) = bare {
+        figures.insert(0, Figure::new("kvm-bare-exit", bare.exit, "ns"));
+        figures.insert(1, Figure::new("kvm-bare-protection-change", bare.protect_page, "ns/page"));
+    }
+    figures.push(start);
     let report = Report { host: host(), engine: platform.engine.as_str(), figures };
     let text =
         if options.json { serde_json::to_string(&report).map_err(Failure::host)? } else { report.lines().join("\n") };
     writeln!(io::stdout(), "{text}").map_err(Failure::host)?;
-    Ok(0)
+    failure.map_or(Ok(0), Err)
 }
 
 impl Report {
@@ -221,23 +298,17 @@ fn emulator_figures(files: &Files) -> Vec<Figure> {
 }
 
 /// The time from starting this program to the end of a guest of two instructions.
-fn start(files: &Files, engine: EngineName) -> Result<Figure, Failure> {
+fn start(files: &Files, platform: &Platform) -> Result<Figure, Failure> {
     const ROUNDS: usize = 15;
     let program = std::env::current_exe().map_err(Failure::host)?;
     let own = median(ROUNDS, || {
         let mut command = Command::new(&program);
-        command.args(["run", "--engine", engine.as_str(), "--serial", "none", "--kernel"]).arg(files.tiny());
+        command.args(["run", "--engine", platform.engine.as_str(), "--serial", "none"]);
+        command.args(platform.host.changed()).arg("--kernel").arg(files.tiny());
         command
     });
     let own = own.ok_or_else(|| Failure::host("this program cannot run itself"))?;
-    let figure = Figure {
-        name: "start-to-first-instruction".into(),
-        value: own,
-        unit: "ms".into(),
-        baseline: None,
-        ratio: None,
-        compared_with: "",
-    };
+    let figure = Figure::new("start-to-first-instruction", own, "ms");
     let peer = median(ROUNDS / 3, || emulator(&files.tiny()));
     Ok(figure.against(peer, "qemu-system-x86_64 -accel tcg"))
 }
@@ -278,16 +349,36 @@ mod tests {
     fn baselines_are_what_an_operation_cannot_do_without() {
         let figures = ["hypercall", "vtl-call-return", "protect-1-page", "protect-510-pages-scattered"];
         let figures = figures.iter().zip([100.0, 400.0, 150.0, 15.0]).map(|(name, value)| figure(name, value));
-        let compared = compare(figures.collect(), &[]);
+        let compared = compare(figures.collect(), &[], None);
         assert_eq!((compared[0].baseline, compared[0].ratio), (None, None));
         assert_eq!((compared[1].baseline, compared[1].ratio), (Some(200.0), Some(2.0)));
         assert_eq!(compared[2].ratio, Some(1.5));
         assert_eq!(compared[3].ratio, Some(0.1));
-        let work = compare(vec![figure("work-on-1-vp", 4.0), figure("work-on-2-vps", 2.0)], &[]);
+        let work = compare(vec![figure("work-on-1-vp", 4.0), figure("work-on-2-vps", 2.0)], &[], None);
         assert_eq!((work[0].ratio, work[1].ratio), (None, Some(0.5)));
-        let loops = compare(vec![figure("integer-loop", 50.0)], &[figure("integer-loop", 100.0)]);
+        let loops = compare(vec![figure("integer-loop", 50.0)], &[figure("integer-loop", 100.0)], None);
         assert_eq!(loops[0].ratio, Some(0.5));
-        assert_eq!(compare(vec![figure("integer-loop", 50.0)], &[])[0].ratio, None);
+        assert_eq!(compare(vec![figure("integer-loop", 50.0)], &[], None)[0].ratio, None);
+    }
+
+    #[test]
+    fn kvm_is_compared_with_what_it_cannot_do_without() {
+        let bare = BareCosts { exit: 1000.0, protect_page: 200.0, protect_pages: 2040.0 };
+        let names = ["hypercall", "vtl-call-return", "protect-1-page", "protect-510-pages-contiguous", "memory-loop"];
+        let figures = names.iter().map(|name| figure(name, 6000.0)).collect();
+        let baselines: Vec<_> = compare(figures, &[], Some(&bare)).iter().map(|figure| figure.baseline).collect();
+        assert_eq!(baselines, [Some(1000.0), Some(2000.0), Some(1200.0), Some(3040.0 / 510.0), None]);
+    }
+
+    #[test]
+    fn system_calls_are_counted_from_an_announcement_to_its_figure() {
+        let (name, operations) = parse_announcement("measuring vtl-call-return 100").unwrap();
+        let counter = CallCounter { name, operations, before: 50 };
+        let figure = counter.figure("figure vtl-call-return 1.5 ns", 853).unwrap();
+        assert_eq!((figure.name.as_str(), figure.value), ("vtl-call-return-system-calls", 8.0));
+        assert_eq!(counter.figure("figure hypercall 1.5 ns", 853), None);
+        assert_eq!(counter.figure("figure vtl-call-return 1.5 ns", 50), None, "the software engine makes none");
+        assert_eq!(parse_announcement("measuring"), None);
     }
 
     #[test]

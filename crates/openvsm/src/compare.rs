@@ -44,13 +44,20 @@ fn observe(engine: EngineName, part: &str, options: &Compare) -> Result<Vec<Seen
     let host = options.host.clone();
     let platform = Platform { engine, cpus: 1, deterministic: None, vsm, verbose: false, host };
     let mut seen = Vec::new();
-    let end = transcript::run(images::CONFORMANCE, &format!("only={part}"), &platform, true, |_, told| {
-        if let What::Observed(observation) = told.what
-            && !is_a_matter_of_time(&observation.what)
-        {
-            seen.push((observation.vtl, comparable(observation.what)));
-        }
-    })?;
+    let end = transcript::run(
+        images::CONFORMANCE,
+        &format!("only={part}"),
+        &platform,
+        transcript::MEMORY,
+        true,
+        |_, told| {
+            if let What::Observed(observation) = told.what
+                && !is_a_matter_of_time(&observation.what)
+            {
+                seen.push((observation.vtl, comparable(observation.what)));
+            }
+        },
+    )?;
     match end {
         End::Outcome(_) => Ok(seen),
         End::Hung(_) => Err(Failure::host(format!("part {part} hung on engine {}", engine.as_str()))),

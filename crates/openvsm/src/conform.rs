@@ -176,7 +176,7 @@ impl Report {
 /// Runs one guest of the suite, with `words` as its command line.
 fn run_guest(platform: &Platform, words: &str) -> Result<(Reader, End), Failure> {
     let mut reader = Reader::default();
-    let end = transcript::run(images::CONFORMANCE, words, platform, false, |_, told| {
+    let end = transcript::run(images::CONFORMANCE, words, platform, transcript::MEMORY, false, |_, told| {
         if let What::Line(line) = told.what {
             reader.line(line);
         }

@@ -22,7 +22,7 @@ pub fn run(options: &Demo) -> Status {
     let mut passed = false;
     let mut output = Ok(());
     let platform = engines::settled(&options.platform)?;
-    let end = transcript::run(images::DEMO, "", &platform, true, |clock, told| {
+    let end = transcript::run(images::DEMO, "", &platform, transcript::MEMORY, true, |clock, told| {
         passed |= told.what == What::Line(PASSED.into());
         if let (Some(line), Ok(())) = (line(clock, &told), &output) {
             output = writeln!(io::stdout(), "{line}");

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use engine::{Clock, Engine, EngineError};
-use engine_kvm::{Choice, KvmEngine, Protection, TscClock};
+use engine_kvm::{BareCosts, Choice, KvmEngine, Protection, TscClock};
 use engine_soft::SoftEngine;
 use machine::{HostClock, Schedule};
 use sandbox::EngineNeeds;
@@ -56,6 +56,17 @@ pub fn kvm_trouble(protection: &Protection) -> Option<String> {
     match engine_kvm::Host::open() {
         Ok(host) => Arc::new(host).trouble(protection),
         Err(error) => Some(error.to_string()),
+    }
+}
+
+/// What system calls cost on this host that engine kvm cannot do without; `None` for other engines.
+///
+/// # Errors
+/// If this host cannot run it.
+pub fn bare_costs(platform: &Platform) -> Result<Option<BareCosts>, Failure> {
+    match Maker::new(platform.engine, platform.host.kvm_protect)? {
+        Maker::Soft => Ok(None),
+        Maker::Kvm(host, _, protection) => BareCosts::measure(&host, &protection).map(Some).map_err(Failure::host),
     }
 }
 

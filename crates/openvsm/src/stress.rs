@@ -60,7 +60,7 @@ fn platforms(options: &Stress, round: u32) -> impl Iterator<Item = Platform> {
 fn command(platform: &Platform) -> String {
     let seed = platform.deterministic.map(|seed| format!(" --deterministic={seed}"));
     let engine = platform.engine.as_str();
-    let host = platform.host.changed();
+    let host: String = platform.host.changed().iter().map(|option| format!(" {option}")).collect();
     format!("openvsm conform --engine {engine} --cpus {}{}{host}", platform.cpus, seed.unwrap_or_default())
 }
 

@@ -17,8 +17,8 @@ use crate::failure::{Failure, HOST_FAILED};
 use crate::guest::{Guest, Host};
 use crate::narrator::Narrator;
 
-/// Memory of our own guests.
-const MEMORY: u64 = 64 << 20;
+/// Memory that suffices for our own guests.
+pub const MEMORY: u64 = 64 << 20;
 /// The exit port that our own guests use.
 const EXIT_PORT: u16 = 0xF4;
 /// How long a guest may be silent before it counts as hanging.
@@ -33,6 +33,8 @@ const LONGEST_LINE: usize = 4096;
 pub struct Told {
     /// When, in ticks of the host's clock.
     pub time: u64,
+    /// How many system calls engine kvm had made on the thread that told it.
+    pub system_calls: u64,
     /// What.
     pub what: What,
 }
@@ -63,10 +65,11 @@ pub fn run(
     image: &[u8],
     command_line: &str,
     platform: &Platform,
+    memory: u64,
     observe: bool,
     mut each: impl FnMut(&dyn Clock, Told),
 ) -> Result<End, Failure> {
-    let memory = MemoryMap::new(MEMORY).map_err(Failure::host)?;
+    let memory = MemoryMap::new(memory).map_err(Failure::host)?;
     let arguments = Arguments { command_line, processors: platform.cpus, ..Arguments::default() };
     let guest = Guest::plan(image, memory, &arguments).map_err(Failure::host)?;
     let host = Host::new(platform, Some(EXIT_PORT))?;
@@ -145,7 +148,7 @@ struct Teller {
 impl Teller {
     fn tell(&self, what: What) {
         // Once nobody listens any more the guest is about to end.
-        let _ = self.sender.send(Told { time: self.clock.tsc(), what });
+        let _ = self.sender.send(Told { time: self.clock.tsc(), system_calls: engine_kvm::system_calls(), what });
     }
 }
 

@@ -11,14 +11,12 @@ use tlfs::msr::{STIMER0_CONFIG, STIMER0_COUNT, StimerConfig, TIME_REF_COUNT};
 use tlfs::{CallCode, HvStatus, HypercallInput};
 
 use crate::clock::Clock;
-use crate::{figure, loops};
+use crate::{figure, instructions_in_a_second, loops};
 
 /// The processor beside the first one.
 const OTHER: u32 = 1;
 /// The interrupt that is measured.
 const VECTOR: u8 = 0x51;
-/// Instructions that two processors share between them: long enough that starting them does not count.
-const INSTRUCTIONS: u64 = 200_000_000;
 /// Repetitions of what takes microseconds.
 const ROUNDS: u32 = 2000;
 /// Repetitions of what waits for time to pass.
@@ -46,12 +44,14 @@ pub fn run(clock: Clock) -> Result<(), &'static str> {
 /// The same work on one processor, and shared by two.
 fn parallel(clock: Clock) {
     let milliseconds = |nanoseconds: u64| nanoseconds as f64 / 1e6;
+    // So many that starting a processor does not count.
+    let instructions = instructions_in_a_second(clock, loops::integer);
     let one = clock.measure(|| {
-        loops::integer(INSTRUCTIONS);
+        loops::integer(instructions);
     });
     figure("work-on-1-vp", milliseconds(one), "ms");
     let two = clock.measure(|| {
-        let half = || loops::integer(INSTRUCTIONS / 2);
+        let half = || loops::integer(instructions / 2);
         // Neither raises an exception.
         let _ = together(OTHER, half, half);
     });

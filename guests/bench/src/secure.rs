@@ -10,6 +10,7 @@ use runtime::interface::INTERCEPT_VECTOR;
 use runtime::interrupts;
 use runtime::messages;
 use runtime::pages::{self, PAGE_SIZE};
+use runtime::println;
 use runtime::vtl::{self, Entry, run_in};
 use tlfs::assist_page::VtlEntryReason;
 use tlfs::intercept::MemoryIntercept;
@@ -18,7 +19,7 @@ use tlfs::vsm::VsmPartitionConfig;
 use tlfs::{CallCode, HvStatus, HypercallInput, InputVtl, RegisterName};
 
 use crate::clock::Clock;
-use crate::figure;
+use crate::{figure, measuring};
 
 /// Repetitions of what takes microseconds.
 const ROUNDS: u64 = 20_000;
@@ -103,6 +104,44 @@ fn protection(clock: Clock, first: u64, count: usize, stride: usize, rounds: u64
     outcome.map(|()| nanoseconds as f64 / (rounds * count as u64) as f64)
 }
 
+/// As when Windows boots: VTL1 protects very many pages, one by one and with others between them.
+fn boot(clock: Clock) {
+    const PAGES: u64 = 100_000;
+    const STRIDE: u64 = 2;
+    // Behind what the bench uses itself: nothing looks at these pages.
+    let first = pages::allocate(1) as u64 / PAGE_SIZE as u64 + 1;
+    if first + PAGES * STRIDE > pages::memory_end() as u64 / PAGE_SIZE as u64 {
+        println!("skipped: protecting {PAGES} pages takes 800 MiB more memory");
+        return;
+    }
+    for (name, flags) in [("protect-100000-pages-read-only", 0xD), ("protect-100000-pages-no-access", 0)] {
+        let protect = |flags: u32| {
+            (0..PAGES).find_map(|page| {
+                let status = protect_result(header(PARTITION_SELF, flags, target(0)), [first + page * STRIDE]).status();
+                (status != HvStatus::Success).then_some((page, status))
+            })
+        };
+        measuring(name, PAGES);
+        let result = run_in(1, || {
+            let mut refused = None;
+            let nanoseconds = clock.measure(|| refused = protect(flags));
+            (nanoseconds, refused)
+        });
+        match result {
+            Ok((nanoseconds, None)) => figure(name, nanoseconds as f64 / PAGES as f64, "ns/page"),
+            Ok((_, Some((page, status)))) => println!("skipped: {name}: page {page} is refused: {status}"),
+            Err(_) => println!("skipped: {name}: an exception"),
+        }
+        // Contiguous pages, so that this takes one change for many.
+        let _ = run_in(1, || {
+            for start in (first..first + PAGES * STRIDE).step_by(MOST_PAGES) {
+                let end = (start + MOST_PAGES as u64).min(first + PAGES * STRIDE);
+                let _ = protect_result(header(PARTITION_SELF, 0xF, target(0)), start..end);
+            }
+        });
+    }
+}
+
 /// Prints all figures.
 ///
 /// # Errors
@@ -120,10 +159,11 @@ pub fn run(clock: Clock) -> Result<(), HvStatus> {
     vtl::enable_and_start(1, bounce)?;
     // The first call only gets VTL1 into its loop, and the last one out of it.
     vtl::call(&mut Registers::default());
+    measuring("vtl-call-return", ROUNDS);
     // SAFETY: VTL1 is in its loop.
     let nanoseconds = clock.measure(|| unsafe { call_repeatedly(ROUNDS) });
-    vtl::call(&mut Registers::default());
     figure("vtl-call-return", nanoseconds as f64 / ROUNDS as f64, "ns");
+    vtl::call(&mut Registers::default());
 
     let scattered = pages::allocate_aligned(MOST_PAGES * 3) as u64 / PAGE_SIZE as u64;
     let results = run_in(1, || {
@@ -141,6 +181,7 @@ pub fn run(clock: Clock) -> Result<(), HvStatus> {
     figure("protect-1-page", single, "ns/page");
     figure("protect-510-pages-contiguous", contiguous, "ns/page");
     figure("protect-510-pages-scattered", apart, "ns/page");
+    boot(clock);
 
     let page = pages::allocate(1).cast::<u64>();
     run_in(1, || {
@@ -150,6 +191,7 @@ pub fn run(clock: Clock) -> Result<(), HvStatus> {
     .unwrap_or(Err(HvStatus::OperationDenied))?;
     // The interrupt ends by itself; to look at the APIC would take time.
     run_in(1, || interrupts::set_handler(INTERCEPT_VECTOR, Some(|_| ()))).unwrap_or(());
+    measuring("intercept-round-trip", ROUNDS);
     let nanoseconds = clock.measure(|| {
         for round in 1..=ROUNDS {
             // SAFETY: the page is the bench's own; VTL1 has the store skipped.
