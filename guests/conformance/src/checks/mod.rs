@@ -20,6 +20,7 @@ mod intercept_event;
 mod intercept_message;
 mod intercept_register;
 mod ipi;
+mod legacy_vtl;
 mod local_apic;
 mod local_apic_modes;
 mod locked;
@@ -135,6 +136,7 @@ pub const ALL: &[Group] = &[
     group(tlb_lock::prepare, tlb_lock::CHECKS),
     group(registers_other::prepare, registers_other::CHECKS),
     group(protection_other::prepare, protection_other::CHECKS),
+    group(third_vtl::prepare, legacy_vtl::CHECKS),
     group(third_vtl::prepare, third_vtl::CHECKS),
     group(third_vtl_interrupts::prepare, third_vtl_interrupts::CHECKS),
     group(third_vtl_memory::prepare, third_vtl_memory::CHECKS),

@@ -4,13 +4,14 @@ use runtime::calls::{PARTITION_SELF, enable_partition_vtl, get_register, set_reg
 use runtime::context;
 use runtime::exceptions::INVALID_OPCODE;
 use runtime::hypercall::{RAX, RBX, Registers};
-use runtime::registers::{cr3, msr};
+use runtime::registers::msr;
 use runtime::vtl::{self, Entry};
 use tlfs::{HvStatus, RegisterName, Vtl};
 
 use super::enable_partition::{offers_mode_based_execute, own, partition_status, vp_status};
+use super::legacy_vtl;
 use super::msr_hypercall::{read, write};
-use crate::secure::{self, in_vtl, in_vtl1, on_call};
+use crate::secure::{in_vtl, in_vtl1, on_call};
 use crate::suite::{Outcome, checks, ensure, ensure_eq, ensure_raises, ensure_status, skip};
 
 checks! {
@@ -43,7 +44,7 @@ pub fn prepare() -> Outcome {
     let flags = offers_mode_based_execute()?.into();
     in_vtl1(|| {
         enable_partition_vtl(PARTITION_SELF, 2, flags)?;
-        vtl::start(2, cr3(), secure::serve)
+        legacy_vtl::start()
     })??;
     Ok(())
 }
