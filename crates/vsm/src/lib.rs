@@ -13,6 +13,7 @@ mod crash;
 mod eoi_assist;
 mod error;
 mod exit;
+mod first_vtl;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod hypercall;

@@ -36,7 +36,7 @@ impl Vp {
             return Ok(Entry::Wait);
         }
         self.inbox().passes.enter();
-        Ok(if self.prepare(now) {
+        Ok(if self.prepare(now)? {
             Entry::Run(self.active_mut().vcpu.as_mut())
         } else {
             self.inbox().passes.leave();
@@ -45,7 +45,7 @@ impl Vp {
     }
 
     /// Does what comes before a run; returns whether there is one.
-    fn prepare(&mut self, now: u64) -> bool {
+    fn prepare(&mut self, now: u64) -> Result<bool, Error> {
         self.collect(now);
         // The timers of VTLs that do not run go on.
         let (states, partition) = self.states_in_partition();
@@ -63,8 +63,9 @@ impl Vp {
         }
         if !self.is_started() {
             self.note_activity(VpActivity::NotStarted, now);
-            return false;
+            return Ok(false);
         }
+        self.enter_first_vtl(now)?;
         if let Some((vtl, reason)) = self.due_above() {
             self.enter_vtl(vtl, reason, now);
         }
@@ -75,7 +76,7 @@ impl Vp {
         }
         let activity = self.find_activity();
         self.note_activity(activity, now);
-        activity == VpActivity::Running
+        Ok(activity == VpActivity::Running)
     }
 
     /// What the VP, which was started, does now.

@@ -8,6 +8,7 @@ use engine::{Access, AddressSpace, CpuidLeaf, Vcpu};
 use tlfs::{Vtl, VtlSet};
 
 use crate::crash::CrashRegisters;
+use crate::first_vtl::FirstVtl;
 use crate::hypercall::Buffers;
 use crate::overlay::PlacedPage;
 use crate::platform_msr::PlatformMsrs;
@@ -32,6 +33,8 @@ pub struct Vp {
     buffers: Option<Box<Buffers>>,
     /// The VP was started (TLFS 7.10.3). It may still have VTLs that were not.
     pub(crate) started: bool,
+    /// The VTL that runs before VTL0, until it does.
+    pub(crate) first: Option<Box<FirstVtl>>,
     cpuid: Arc<[CpuidLeaf]>,
     /// The VPs that have to leave the guest before this one enters it, so that they flush their TLBs.
     pub(crate) awaited: Vec<Awaited>,
@@ -83,6 +86,7 @@ impl Vp {
             vtls: [const { None }; Vtl::COUNT],
             buffers: None,
             started: index == 0,
+            first: None,
             cpuid: Arc::default(),
             awaited: Vec::new(),
             ended: VectorSet::default(),
