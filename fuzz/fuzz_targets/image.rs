@@ -1,11 +1,11 @@
-//! Files that claim to be guest images: parsed, and laid out in memory.
+//! Files that claim to be guest images or secure kernels: parsed, and laid out in memory.
 //!
 //! A case is one file. Its first byte decides whether it is taken as it is or dressed as an image of a kind: the magic
 //! numbers are put in place and the fields that follow come from the case, mostly within a plausible range.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use machine::load::{Arguments, Image, Layout, Module, Protocol};
+use machine::load::{Arguments, Block, Image, Layout, Module, Protocol, SecureArguments, SecureImage, SecureKernel};
 use machine::memory_map::MemoryMap;
 
 const MEMORY: u64 = 64 << 20;
@@ -103,18 +103,66 @@ fn linux(source: &mut Source<'_>) -> Vec<u8> {
     file
 }
 
+/// A position-independent ELF file: the case is one segment from 0 on, with dynamic entries and relocations in it.
+fn position_independent(source: &mut Source<'_>) -> Vec<u8> {
+    const CONTENTS: u64 = 0x100;
+    let entry = u64::from(source.small());
+    let tags = [7, 8, 9, u64::from(source.byte())];
+    let table = [u64::from(source.small()), u64::from(source.small()), 24, 0];
+    let mut contents: Vec<u8> =
+        tags.into_iter().zip(table).flat_map(|(tag, value)| [tag, value]).flat_map(u64::to_le_bytes).collect();
+    contents.extend([0; 16]);
+    let dynamic = contents.len() as u64;
+    while !source.0.is_empty() {
+        let kind = [8, 8, 8, source.byte()][usize::from(source.byte() % 4)];
+        contents.extend(source.address().to_le_bytes());
+        contents.extend(u64::from(kind).to_le_bytes());
+        contents.extend(source.address().to_le_bytes());
+    }
+    let memory = contents.len() as u64 + entry;
+    let mut file = vec![0; CONTENTS as usize];
+    put(&mut file, 0, &[0x7F, b'E', b'L', b'F', 2, 1, 1]);
+    put(&mut file, 16, &[3, 0, 62, 0, 1]);
+    put(&mut file, 24, &[entry.to_le_bytes(), 64_u64.to_le_bytes()].concat());
+    put(&mut file, 52, &[64, 0, 56, 0, 2, 0]);
+    let size = contents.len() as u64;
+    for (index, kind, size, memory) in [(0, 1_u64, size, memory), (1, 2, dynamic, dynamic)] {
+        let fields = [kind | 7 << 32, CONTENTS, 0, 0, size, memory, 1];
+        put(&mut file, 64 + 56 * index, &fields.map(u64::to_le_bytes).concat());
+    }
+    file.extend(contents);
+    file
+}
+
+/// Blocks lie in memory, and apart from each other.
+fn check(blocks: &[Block<'_>], map: &MemoryMap) {
+    let ranges = blocks.iter().map(|block| block.start..block.start + block.bytes.len() as u64);
+    let mut ranges: Vec<_> = ranges.collect();
+    assert!(ranges.iter().all(|range| map.contains(range)), "a block is outside of memory");
+    ranges.sort_by_key(|range| range.start);
+    assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start), "blocks overlap");
+}
+
 fuzz_target!(|data: &[u8]| {
     let mut source = Source(data);
-    let file = match source.byte() % 6 {
+    let mut map = MemoryMap::new(MEMORY).expect("a valid size");
+    let file = match source.byte() % 7 {
         0 => data.to_vec(),
         1 => elf(&mut source, true),
         2 => elf(&mut source, false),
         3 => multiboot(&mut source),
         4 => [elf(&mut source, false), multiboot(&mut Source(data))].concat(),
-        _ => linux(&mut source),
+        5 => linux(&mut source),
+        _ => position_independent(&mut source),
     };
+    if let Ok(image) = SecureImage::parse(&file) {
+        let arguments = SecureArguments { command_line: "command line", memory: 2 << 20, processors: 2 };
+        if let Ok(secure) = SecureKernel::plan(&image, &mut map, &arguments) {
+            check(secure.blocks(), &map);
+            assert!(secure.blocks().iter().all(|block| map.is_withheld(&(block.start..block.start + 1))));
+        }
+    }
     if let Ok(image) = Image::parse(&file) {
-        let map = MemoryMap::new(MEMORY).expect("a valid size");
         let modules = [Module { bytes: data, string: "module" }];
         let arguments = match image.protocol {
             Protocol::Linux(_) => Arguments { initramfs: Some(data), ..Arguments::default() },
@@ -123,11 +171,7 @@ fuzz_target!(|data: &[u8]| {
         };
         let arguments = Arguments { command_line: "command line", processors: 2, ..arguments };
         if let Ok(layout) = Layout::plan(&image, &map, &arguments) {
-            let ranges = layout.blocks.iter().map(|block| block.start..block.start + block.bytes.len() as u64);
-            let mut ranges: Vec<_> = ranges.collect();
-            assert!(ranges.iter().all(|range| map.contains(range)), "a block is outside of memory");
-            ranges.sort_by_key(|range| range.start);
-            assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start), "blocks overlap");
+            check(&layout.blocks, &map);
         }
     }
 });

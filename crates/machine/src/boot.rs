@@ -16,6 +16,9 @@
 //! # Linux kernels (bzImage)
 //! The same mode, with RSI pointing to the boot parameters (Linux, Documentation/arch/x86/boot.rst, "64-bit Boot
 //! Protocol").
+//!
+//! # Secure kernels
+//! VTL1 starts in 64-bit mode as well; see [`crate::load::SecureKernel`].
 
 use engine::registers::{
     CS, DescriptorTable, GeneralRegisters, RAX, RBX, RDI, RDX, RSI, RSP, Segment, SharedRegisters, SystemRegisters,
@@ -33,27 +36,27 @@ const DATA_SELECTOR: u16 = 0x18;
 
 // Bits 55:40 of descriptors: present, DPL 0, accessed, 4 KiB granularity (SDM Vol. 3A 3.4.5).
 const CODE_32: u16 = 0xC09B;
-const CODE_64: u16 = 0xA09B;
-const DATA: u16 = 0xC093;
+pub(crate) const CODE_64: u16 = 0xA09B;
+pub(crate) const DATA: u16 = 0xC093;
 
 /// The limit of a task state segment without an I/O map, which PVH asks for.
-const TSS_LIMIT: u32 = 0x67;
+pub(crate) const TSS_LIMIT: u32 = 0x67;
 
-const CR0_PE: u64 = 1 << 0;
-const CR0_ET: u64 = 1 << 4;
-const CR0_NE: u64 = 1 << 5;
-const CR0_WP: u64 = 1 << 16;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_OSFXSR: u64 = 1 << 9;
-const CR4_OSXMMEXCPT: u64 = 1 << 10;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
+pub(crate) const CR0_PE: u64 = 1 << 0;
+pub(crate) const CR0_ET: u64 = 1 << 4;
+pub(crate) const CR0_NE: u64 = 1 << 5;
+pub(crate) const CR0_WP: u64 = 1 << 16;
+pub(crate) const CR0_PG: u64 = 1 << 31;
+pub(crate) const CR4_PAE: u64 = 1 << 5;
+pub(crate) const CR4_OSFXSR: u64 = 1 << 9;
+pub(crate) const CR4_OSXMMEXCPT: u64 = 1 << 10;
+pub(crate) const EFER_LME: u64 = 1 << 8;
+pub(crate) const EFER_LMA: u64 = 1 << 10;
 const XCR0_X87_SSE: u64 = 0b11;
 
 const PTE_PRESENT_WRITABLE: u64 = 0b11;
 const PTE_LARGE: u64 = 1 << 7;
-const LARGE_PAGE: u64 = 2 << 20;
+pub(crate) const LARGE_PAGE: u64 = 2 << 20;
 
 /// How a guest starts: what it is told, by physical addresses, and its mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,30 +99,22 @@ pub struct LongMode {
 }
 
 impl LongMode {
-    /// PML4, PDPT and a page directory per GiB.
-    const TABLES: u64 = 1 + 1 + 4;
+    /// What is mapped.
+    const GIBS: u64 = 4;
     const STACK_BYTES: u64 = 16 << 10;
     /// Bytes of all structures; their address is a multiple of a page.
-    pub(crate) const BYTES: u64 = (Self::TABLES + 1) * PAGE_SIZE + Self::STACK_BYTES;
+    pub(crate) const BYTES: u64 = (identity_pages(Self::GIBS) + 1) * PAGE_SIZE + Self::STACK_BYTES;
 
     /// The structures for address `base`, and their contents; the rest up to [`Self::BYTES`] is zero.
     pub(crate) fn build(base: u64) -> (Self, Vec<u8>) {
-        let table = |index: u64| base + index * PAGE_SIZE;
-        let mut entries = vec![0u64; (Self::TABLES * PAGE_SIZE / 8) as usize];
-        let (pml4, rest) = entries.split_at_mut(512);
-        let (pdpt, directories) = rest.split_at_mut(512);
-        pml4[0] = table(1) | PTE_PRESENT_WRITABLE;
-        for (entry, directory) in pdpt.iter_mut().zip(2..Self::TABLES) {
-            *entry = table(directory) | PTE_PRESENT_WRITABLE;
-        }
-        for (entry, page) in directories.iter_mut().zip(0..) {
-            *entry = (page * LARGE_PAGE) | PTE_PRESENT_WRITABLE | PTE_LARGE;
-        }
+        let mut entries = identity_tables(base, Self::GIBS);
         let gdt = [0, 0, descriptor(CODE_64), descriptor(DATA)];
-        let bytes = entries.iter().chain(&gdt).flat_map(|entry| entry.to_le_bytes()).collect();
+        let tables = size_of_val(&*entries) as u64;
+        entries.extend(gdt);
+        let bytes = entries.iter().flat_map(|entry| entry.to_le_bytes()).collect();
         let long = Self {
             page_tables: base,
-            gdt: DescriptorTable { base: table(Self::TABLES), limit: size_of_val(&gdt) as u16 - 1 },
+            gdt: DescriptorTable { base: base + tables, limit: size_of_val(&gdt) as u16 - 1 },
             // A called function finds its return address on the stack, and the stack aligned below it.
             stack: base + Self::BYTES - 8,
         };
@@ -127,8 +122,37 @@ impl LongMode {
     }
 }
 
+/// How many GiB a table of pointers to page directories has room for.
+const GIBS_PER_POINTERS: u64 = 512;
+
+/// Pages that [`identity_tables`] takes.
+pub(crate) const fn identity_pages(gibs: u64) -> u64 {
+    1 + gibs.div_ceil(GIBS_PER_POINTERS) + gibs
+}
+
+/// Page tables for address `base` that map the first `gibs` GiB, at most 256 Ki, to themselves in 2 MiB pages, writable
+/// and executable. The first page is what CR3 points to.
+pub(crate) fn identity_tables(base: u64, gibs: u64) -> Vec<u64> {
+    const ENTRIES: usize = (PAGE_SIZE / 8) as usize;
+    let (pointers, tables) = (gibs.div_ceil(GIBS_PER_POINTERS), identity_pages(gibs));
+    let mut entries = vec![0; tables as usize * ENTRIES];
+    let (root, rest) = entries.split_at_mut(ENTRIES);
+    let (upper, directories) = rest.split_at_mut(pointers as usize * ENTRIES);
+    let links = (1..tables).map(|table| (base + table * PAGE_SIZE) | PTE_PRESENT_WRITABLE);
+    for (entry, link) in root.iter_mut().zip(links.clone().take(pointers as usize)) {
+        *entry = link;
+    }
+    for (entry, link) in upper.iter_mut().zip(links.skip(pointers as usize)) {
+        *entry = link;
+    }
+    for (entry, page) in directories.iter_mut().zip(0..) {
+        *entry = (page * LARGE_PAGE) | PTE_PRESENT_WRITABLE | PTE_LARGE;
+    }
+    entries
+}
+
 /// A flat descriptor with these attributes.
-const fn descriptor(attributes: u16) -> u64 {
+pub(crate) const fn descriptor(attributes: u16) -> u64 {
     (attributes as u64) << 40 | 0xF << 48 | 0xFFFF
 }
 
@@ -236,6 +260,26 @@ mod tests {
     }
 
     #[test]
+    fn identity_tables_reach_as_far_as_they_must() {
+        const BASE: u64 = 0x4000_0000;
+        for gibs in [1, 4, 512, 513, 1025] {
+            let tables = identity_tables(BASE, gibs);
+            assert_eq!(tables.len() as u64, identity_pages(gibs) * 512);
+            let entry = |table: u64, index: u64| tables[((table - BASE) / 8 + index) as usize];
+            let walk = |gpa: u64| {
+                let table = [39, 30, 21].into_iter().try_fold(BASE | 3, |table, shift| {
+                    (table & 3 == 3).then(|| entry(table & !0xFFF, gpa >> shift & 0x1FF))
+                });
+                table.filter(|entry| entry & 3 == 3)
+            };
+            for gpa in [0, LARGE_PAGE, (gibs << 30) - LARGE_PAGE] {
+                assert_eq!(walk(gpa), Some(gpa | 0x83), "{gibs} GiB");
+            }
+            assert_eq!(walk(gibs << 30), None);
+        }
+    }
+
+    #[test]
     fn elf64_starts_in_long_mode_on_an_identity_map() {
         let (engine, vcpu) = start(Protocol::Long);
         let system = vcpu.system();
@@ -251,6 +295,7 @@ mod tests {
             let directory = read(pdpt + (gva >> 30) * 8) & !0xFFF;
             assert_eq!(read(directory + (gva >> 21) % 512 * 8), gva | 0x83);
         }
+        assert_eq!(read(read(system.cr3 & !0xFFF) & !0xFFF), (system.cr3 + 0x2000) | 3);
         assert_eq!(read(system.gdtr.base + u64::from(CODE_SELECTOR)), 0x00AF_9B00_0000_FFFF);
         assert_eq!(read(system.gdtr.base + u64::from(DATA_SELECTOR)), 0x00CF_9300_0000_FFFF);
         assert_eq!(vcpu.general().gpr[RSP] % 16, 8);

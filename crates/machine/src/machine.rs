@@ -144,9 +144,18 @@ impl Machine {
         for block in &config.layout.blocks {
             engine.write_ram(block.start, &block.bytes)?;
         }
+        let first_vtl = config.layout.first_vtl.as_ref();
+        if first_vtl.is_some() {
+            partition.enable_first_vtl(Vtl::ONE)?;
+        }
         let mut slots = Vec::new();
         for index in 0..vps {
             let mut vp = partition.create_vp(index)?;
+            if let Some(first) = first_vtl
+                && let Some(context) = first.contexts.get(index as usize)
+            {
+                vp.set_first_vtl(Vtl::ONE, context, [first.parameters, index.into()])?;
+            }
             vp.set_cpuid(&cpuid::leaves(&processor, &partition.cpuid(), platform, index));
             vp.set_up_memory_types(&DEVICE_HOLE);
             if index == 0

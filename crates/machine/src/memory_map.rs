@@ -49,6 +49,8 @@ pub struct Region {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryMap {
     ram: Vec<Range<u64>>,
+    /// RAM at the end of that below the hole that is not for VTL0; empty if there is none.
+    withheld: Range<u64>,
 }
 
 impl MemoryMap {
@@ -69,7 +71,27 @@ impl MemoryMap {
             return Err(MemorySizeError::TooLarge(bytes));
         }
         let ram = [0..low, FOUR_GIB..FOUR_GIB + high];
-        Ok(Self { ram: ram.into_iter().filter(|range| !range.is_empty()).collect() })
+        let ram: Vec<_> = ram.into_iter().filter(|range| !range.is_empty()).collect();
+        Ok(Self { ram, withheld: low..low })
+    }
+
+    /// Reserves the last `bytes` bytes of RAM below the hole, from a multiple of `align`, a power of two, on; returns
+    /// where they are, or `None` if there is no room for them above the first MiB. What follows them up to the hole is
+    /// reserved as well.
+    pub fn reserve_top(&mut self, bytes: u64, align: u64) -> Option<Range<u64>> {
+        let low = self.low_end();
+        let start = low.checked_sub(bytes)? & !(align - 1);
+        if bytes == 0 || start < FIRST_MIB {
+            return None;
+        }
+        self.withheld = start..low;
+        Some(start..start + bytes)
+    }
+
+    /// Whether part of `range` was reserved by [`Self::reserve_top`].
+    #[must_use]
+    pub fn is_withheld(&self, range: &Range<u64>) -> bool {
+        !range.is_empty() && range.start < self.withheld.end && self.withheld.start < range.end
     }
 
     /// The ranges of RAM, lowest first.
@@ -102,14 +124,16 @@ impl MemoryMap {
         range.is_empty() || self.ram.iter().any(|ram| ram.start <= range.start && range.end <= ram.end)
     }
 
-    /// What a PC's firmware would tell: conventional memory, the reserved first MiB above it, extended memory.
+    /// What a PC's firmware would tell: conventional memory, the reserved first MiB above it, extended memory, and what is
+    /// reserved of that.
     #[must_use]
     pub fn regions(&self) -> Vec<Region> {
         let low = self.low_end();
         let mut regions = vec![
             Region { range: 0..low.min(CONVENTIONAL_END), kind: RegionKind::Available },
             Region { range: CONVENTIONAL_END..low.min(FIRST_MIB), kind: RegionKind::Reserved },
-            Region { range: FIRST_MIB..low, kind: RegionKind::Available },
+            Region { range: FIRST_MIB..self.withheld.start, kind: RegionKind::Available },
+            Region { range: self.withheld.clone(), kind: RegionKind::Reserved },
         ];
         let high = self.ram.iter().skip(1);
         regions.extend(high.map(|range| Region { range: range.clone(), kind: RegionKind::Available }));
@@ -147,6 +171,25 @@ mod tests {
         assert!(map.contains(&(4 << 30..6 << 30)));
         assert_eq!(map.regions().last().unwrap().range, 4 << 30..6 << 30);
         assert_eq!(MemoryMap::new(3 << 30).unwrap().end(), 3 << 30);
+    }
+
+    #[test]
+    fn the_top_of_low_memory_can_be_reserved() {
+        const TWO_MIB: u64 = 2 << 20;
+        let mut map = MemoryMap::new((64 << 20) + 4096).unwrap();
+        assert_eq!(map.reserve_top(4 << 20, TWO_MIB), Some(60 << 20..64 << 20));
+        let ranges: Vec<_> = map.regions().into_iter().skip(2).map(|region| (region.range, region.kind)).collect();
+        let end = (64 << 20) + 4096;
+        assert_eq!(ranges, [(1 << 20..60 << 20, RegionKind::Available), (60 << 20..end, RegionKind::Reserved)]);
+        assert!(map.is_withheld(&(0..(60 << 20) + 1)) && !map.is_withheld(&(0..60 << 20)));
+        assert!(map.contains(&(0..end)), "it is RAM nevertheless");
+
+        let mut map = MemoryMap::new(5 << 30).unwrap();
+        assert_eq!(map.reserve_top(TWO_MIB, TWO_MIB), Some((3 << 30) - TWO_MIB..3 << 30));
+        assert_eq!(map.regions().last().unwrap().range, 4 << 30..6 << 30);
+        let mut map = MemoryMap::new(8 << 20).unwrap();
+        assert_eq!((map.reserve_top(8 << 20, TWO_MIB), map.reserve_top(9 << 20, TWO_MIB)), (None, None));
+        assert_eq!(map.regions().len(), 3);
     }
 
     #[test]

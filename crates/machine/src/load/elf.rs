@@ -12,7 +12,7 @@ use super::{ImageError, Segment};
 /// and public/elfnote.h).
 const PVH_NOTE: (u64, &[u8]) = (18, b"Xen\0");
 /// Names and contents of notes are padded to words, whatever the segment says of its own alignment.
-const NOTE_ALIGNMENT: usize = 4;
+pub(super) const NOTE_ALIGNMENT: usize = 4;
 
 /// Whether the file claims to be ELF.
 pub(super) fn is_elf(file: &[u8]) -> bool {
@@ -89,7 +89,7 @@ fn pvh_note(note: &Note<'_>) -> Option<u64> {
 }
 
 /// Tells a file that ends too early from one that is wrong.
-fn malformed(error: ParseError) -> ImageError {
+pub(super) fn malformed(error: ParseError) -> ImageError {
     match error {
         ParseError::SliceReadError(_) | ParseError::BadOffset(_) => ImageError::TruncatedHeaders,
         ParseError::UnsupportedElfEndianness(_) => ImageError::BigEndian,

@@ -8,7 +8,7 @@ use linux_loader::loader::bootparam::setup_header;
 
 use super::information::{self, PlacedModule};
 use super::linux::BootParameters;
-use super::{FreeSpace, Image, LinuxHeader, Protocol, Segment, pvh};
+use super::{FirstVtl, FreeSpace, Image, LinuxHeader, Protocol, SecureKernel, Segment, pvh};
 use crate::acpi::{self, Tables};
 use crate::boot::{LongMode, Start};
 use crate::memory_map::{FIRST_MIB, MemoryMap};
@@ -57,6 +57,12 @@ pub enum LayoutError {
     /// Linux has no place for it.
     #[error("a Linux kernel takes no modules")]
     NoModules,
+    /// VTL1 only starts in front of Linux.
+    #[error("the kernel is not Linux and cannot be started behind a secure kernel")]
+    NoSecureKernel,
+    /// The kernel wants memory that is VTL1's.
+    #[error("the kernel needs {:#x}..{:#x}, which is VTL1's", .0.start, .0.end)]
+    SecureMemory(Range<u64>),
     /// The boot information, page tables or stack do not fit.
     #[error("no room below 4 GiB for the boot information")]
     BootData,
@@ -82,6 +88,8 @@ pub struct Arguments<'a> {
     pub modules: &'a [Module<'a>],
     /// Number of processors that the ACPI tables tell of.
     pub processors: u32,
+    /// The secure kernel that starts before a Linux kernel does.
+    pub secure: Option<&'a SecureKernel>,
 }
 
 /// Bytes and where they go.
@@ -102,6 +110,8 @@ pub struct Layout<'a> {
     pub entry: u64,
     /// What the guest is told, and how it starts.
     pub start: Start,
+    /// What starts before it in a VTL above 0.
+    pub first_vtl: Option<FirstVtl>,
 }
 
 impl<'a> Layout<'a> {
@@ -113,18 +123,37 @@ impl<'a> Layout<'a> {
         let mut plan = Plan { map, arguments, space: FreeSpace::new(map), blocks: Vec::new(), rsdp: 0 };
         plan.place_image(image)?;
         plan.place_acpi(image);
+        let mut entry = image.entry;
         let start = match &image.protocol {
             Protocol::Multiboot => Start::Multiboot { information: plan.place_multiboot(image)? },
             Protocol::Long => Start::Long { information: plan.place_multiboot(image)?, long: plan.place_long_mode()? },
             Protocol::Pvh => Start::Pvh { information: plan.place_pvh(image)? },
             Protocol::Linux(LinuxHeader(header)) => {
                 let parameters = plan.place_linux(image, header)?;
-                Start::Linux { parameters, long: plan.place_long_mode()? }
+                let long = plan.place_long_mode()?;
+                if let Some(secure) = arguments.secure {
+                    plan.blocks.extend(secure.blocks().iter().cloned());
+                    entry = plan.boot_data(8, |_| linux_entry(image.entry, parameters))?;
+                }
+                Start::Linux { parameters, long }
             }
         };
+        if arguments.secure.is_some() && !matches!(start, Start::Linux { .. }) {
+            return Err(LayoutError::NoSecureKernel);
+        }
         plan.blocks.retain(|block| !block.bytes.is_empty());
-        Ok(Self { blocks: plan.blocks, entry: image.entry, start })
+        let first_vtl = arguments.secure.map(|secure| secure.first_vtl.clone());
+        Ok(Self { blocks: plan.blocks, entry, start, first_vtl })
     }
+}
+
+/// Code that enters a Linux kernel. VTL1 runs before and shares general registers with VTL0, so that RSI is only set
+/// here.
+fn linux_entry(kernel: u64, parameters: u64) -> Vec<u8> {
+    const MOV_RSI: [u8; 2] = [0x48, 0xBE];
+    const MOV_RAX: [u8; 2] = [0x48, 0xB8];
+    const JMP_RAX: [u8; 2] = [0xFF, 0xE0];
+    [&MOV_RSI[..], &parameters.to_le_bytes(), &MOV_RAX, &kernel.to_le_bytes(), &JMP_RAX].concat()
 }
 
 /// A layout in the making.
@@ -145,6 +174,9 @@ impl<'a> Plan<'_, 'a> {
                     Protocol::Linux(_) => LayoutError::LinuxOutside(segment.range().end),
                     _ => LayoutError::SegmentOutside(segment.range()),
                 });
+            }
+            if self.map.is_withheld(&segment.range()) {
+                return Err(LayoutError::SecureMemory(segment.range()));
             }
             self.space.take(&segment.range());
             self.put(segment.start, segment.bytes);

@@ -11,7 +11,9 @@ mod information;
 mod layout;
 mod linux;
 mod multiboot;
+mod position_independent;
 mod pvh;
+mod secure;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +22,8 @@ use std::ops::Range;
 pub use free_space::FreeSpace;
 pub use layout::{Arguments, Block, Layout, LayoutError, Module};
 use linux_loader::loader::bootparam::setup_header;
+pub use position_independent::SecureImage;
+pub use secure::{FirstVtl, SecureArguments, SecureKernel, SecureLayoutError};
 
 /// Why a file is not an image that can be loaded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -79,6 +83,27 @@ pub enum ImageError {
     /// The multiboot header's address fields make no sense.
     #[error("bad address fields in the multiboot header: {0}")]
     AddressFields(&'static str),
+    /// A secure kernel is nothing else.
+    #[error("not an ELF image")]
+    NotElf,
+    /// A secure kernel runs in 64-bit mode.
+    #[error("not an ELF64 image for x86-64")]
+    NotX86_64,
+    /// `e_type` is not ET_DYN.
+    #[error("not position-independent (ELF type {0}, not 3)")]
+    NotPositionIndependent(u16),
+    /// There is nobody to load them.
+    #[error("the image needs shared libraries")]
+    NeedsLibraries,
+    /// Relocations without addends, compact ones, or those of a procedure linkage table.
+    #[error("the image has relocations in another form than a DT_RELA table")]
+    RelocationForm,
+    /// A relocation that is not R_X86_64_RELATIVE.
+    #[error("the image needs a relocation of type {0}; only R_X86_64_RELATIVE (8) is supported")]
+    Relocation(u32),
+    /// A relocation of memory that does not belong to the image.
+    #[error("a relocation at {0:#x} lies outside all segments")]
+    RelocationOutside(u64),
 }
 
 /// A piece of the file and its place in memory.
@@ -97,6 +122,27 @@ impl Segment<'_> {
     #[must_use]
     pub const fn range(&self) -> Range<u64> {
         self.start..self.start + self.size
+    }
+}
+
+/// Sorts segments, drops empty ones, and checks that they can be loaded and entered.
+fn check_segments(segments: &mut Vec<Segment<'_>>, entry: u64) -> Result<(), ImageError> {
+    segments.retain(|segment| segment.size != 0);
+    segments.sort_by_key(|segment| segment.start);
+    if segments.is_empty() {
+        return Err(ImageError::NoSegments);
+    }
+    for pair in segments.windows(2) {
+        if let [lower, upper] = pair
+            && lower.range().end > upper.start
+        {
+            return Err(ImageError::Overlap(upper.start..lower.range().end.min(upper.range().end)));
+        }
+    }
+    if segments.iter().any(|segment| segment.range().contains(&entry)) {
+        Ok(())
+    } else {
+        Err(ImageError::EntryOutside(entry))
     }
 }
 
@@ -165,21 +211,7 @@ impl<'a> Image<'a> {
     }
 
     fn checked(mut self) -> Result<Self, ImageError> {
-        self.segments.retain(|segment| segment.size != 0);
-        self.segments.sort_by_key(|segment| segment.start);
-        if self.segments.is_empty() {
-            return Err(ImageError::NoSegments);
-        }
-        for pair in self.segments.windows(2) {
-            if let [lower, upper] = pair
-                && lower.range().end > upper.start
-            {
-                return Err(ImageError::Overlap(upper.start..lower.range().end.min(upper.range().end)));
-            }
-        }
-        if !self.segments.iter().any(|segment| segment.range().contains(&self.entry)) {
-            return Err(ImageError::EntryOutside(self.entry));
-        }
+        check_segments(&mut self.segments, self.entry)?;
         let entered_in_32_bit_mode = matches!(self.protocol, Protocol::Multiboot | Protocol::Pvh);
         if entered_in_32_bit_mode && self.entry > u64::from(u32::MAX) {
             return Err(ImageError::EntryBeyond4GiB(self.entry));

@@ -2,6 +2,7 @@
 
 mod linux;
 mod pvh;
+mod secure;
 
 use proptest::prelude::*;
 
@@ -10,6 +11,7 @@ use crate::boot::Start;
 use crate::memory_map::MemoryMap;
 
 const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
 
 /// Program headers of an ELF file in the making.
 #[derive(Debug, Clone, Copy)]

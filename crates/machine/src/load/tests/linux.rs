@@ -3,7 +3,6 @@
 use super::*;
 use crate::acpi;
 
-const GIB: u64 = 1 << 30;
 /// Where our kernel wants to be, and how much it wants there.
 const PREFERRED: u64 = 16 * MIB;
 const INIT_SIZE: u64 = 4 * MIB;
@@ -72,7 +71,7 @@ fn the_boot_parameters_say_what_the_guest_is_started_with() {
     let file = bzimage();
     let initramfs = [7; 5000];
     let arguments =
-        Arguments { command_line: "console=ttyS0", initramfs: Some(&initramfs), processors: 2, modules: &[] };
+        Arguments { command_line: "console=ttyS0", initramfs: Some(&initramfs), processors: 2, ..Arguments::default() };
     let layout = plan(&file, 5 * GIB, &arguments).unwrap();
     let Start::Linux { parameters, .. } = layout.start else { panic!("not Linux") };
     let parameters = at(&layout, parameters);
@@ -104,6 +103,38 @@ fn the_boot_parameters_say_what_the_guest_is_started_with() {
     assert_eq!(entry(1), (0x9_FC00, 0x6_0400, 2));
     assert_eq!(entry(2), (MIB, 3 * GIB - MIB, 1));
     assert_eq!(entry(3), (4 * GIB, 2 * GIB, 1));
+}
+
+#[test]
+fn behind_a_secure_kernel_linux_is_told_to_leave_its_memory_alone() {
+    let elf = ElfFile { kind: 3, ..ElfFile::elf64() }.bytes();
+    let mut map = MemoryMap::new(64 * MIB).unwrap();
+    let arguments = SecureArguments { command_line: "", memory: 4 * MIB, processors: 1 };
+    let secure = SecureKernel::plan(&SecureImage::parse(&elf).unwrap(), &mut map, &arguments).unwrap();
+    let file = bzimage();
+    let arguments = Arguments { initramfs: Some(&[7]), secure: Some(&secure), ..Arguments::default() };
+    let layout = Layout::plan(&Image::parse(&file).unwrap(), &map, &arguments).unwrap();
+    let Start::Linux { parameters, .. } = layout.start else { panic!("not Linux") };
+    let told = at(&layout, parameters);
+    assert_eq!((number::<8>(told, 0x2F8), number::<8>(told, 0x300), told[0x308]), (MIB, 59 * MIB, 1));
+    assert_eq!((number::<8>(told, 0x30C), number::<8>(told, 0x314), told[0x31C]), (60 * MIB, 4 * MIB, 2));
+    assert!(number::<4>(told, 0x218) < 60 * MIB, "the initial RAM file system lies below");
+    // mov rsi, parameters; mov rax, kernel; jmp rax
+    let entry = at(&layout, layout.entry);
+    assert_eq!((&entry[..2], number::<8>(entry, 2)), (&[0x48, 0xBE][..], parameters));
+    assert_eq!((&entry[10..12], number::<8>(entry, 12)), (&[0x48, 0xB8][..], PREFERRED + 0x200));
+    assert_eq!(&entry[20..], [0xFF, 0xE0]);
+    assert_eq!(layout.first_vtl.as_ref().unwrap().contexts.len(), 1);
+    assert!(secure.blocks().iter().all(|block| layout.blocks.contains(block)));
+
+    let arguments = Arguments { secure: Some(&secure), ..Arguments::default() };
+    let elf = ElfFile::elf64().bytes();
+    let other = Layout::plan(&Image::parse(&elf).unwrap(), &map, &arguments);
+    assert_eq!(other.unwrap_err(), LayoutError::NoSecureKernel);
+    let mut map = MemoryMap::new(20 * MIB).unwrap();
+    map.reserve_top(2 * MIB, 2 * MIB);
+    let beside = Layout::plan(&Image::parse(&file).unwrap(), &map, &Arguments::default());
+    assert_eq!(beside.unwrap_err(), LayoutError::SecureMemory(PREFERRED..20 * MIB));
 }
 
 #[test]

@@ -61,8 +61,13 @@ fn the_start_information_says_what_the_guest_is_started_with() {
     let image = Image::parse(&file).unwrap();
     let map = MemoryMap::new(64 * MIB).unwrap();
     let modules = [Module { bytes: &[2; 10], string: "second" }];
-    let arguments =
-        Arguments { command_line: "console=ttyS0", initramfs: Some(&[1; 5000]), modules: &modules, processors: 1 };
+    let arguments = Arguments {
+        command_line: "console=ttyS0",
+        initramfs: Some(&[1; 5000]),
+        modules: &modules,
+        processors: 1,
+        ..Arguments::default()
+    };
     let layout = Layout::plan(&image, &map, &arguments).unwrap();
     let Start::Pvh { information: at } = layout.start else { panic!("not PVH") };
     let block = layout.blocks.iter().find(|block| block.start == at).unwrap();
