@@ -31,7 +31,7 @@ Exit status:
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a guest of your own
-    Run(Run),
+    Run(Box<Run>),
     /// Watch a small secure kernel in VTL1 guard its secret against VTL0
     Demo(Demo),
     /// Check that the rules of Virtual Secure Mode hold, as a guest sees them
@@ -210,12 +210,22 @@ pub struct Run {
     /// The guest's memory, in bytes or with K, M, G or T
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_size)]
     pub memory: u64,
-    /// Where the first serial port (0x3F8) goes: stdio, file:PATH or none
+    /// A secure kernel that runs in VTL1 and starts before a Linux kernel in VTL0: `guardian` for the one that comes with
+    /// this program, or a position-independent ELF64 file
+    #[arg(long, value_name = "guardian|FILE")]
+    pub vtl1: Option<PathBuf>,
+    /// The secure kernel's command line
+    #[arg(long, value_name = "STRING", default_value = "", requires = "vtl1")]
+    pub vtl1_cmdline: String,
+    /// The secure kernel's memory, which is taken from the guest's and reserved in the map that VTL0 gets
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = parse_size, requires = "vtl1")]
+    pub vtl1_memory: u64,
+    /// Where the first serial port (0x3F8) goes: stdio, stderr (line by line), file:PATH or none
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = SerialBackend::from_str)]
     pub serial: SerialBackend,
-    /// Where the second serial port (0x2F8) goes: stdio, file:PATH or none
-    #[arg(long, value_name = "WHERE", default_value = "none", value_parser = SerialBackend::from_str)]
-    pub serial2: SerialBackend,
+    /// Where the second serial port (0x2F8) goes; without this none, or stderr with a secure kernel
+    #[arg(long, value_name = "WHERE", value_parser = SerialBackend::from_str)]
+    pub serial2: Option<SerialBackend>,
     /// The port that ends the guest when it writes a value there, or none
     #[arg(long, value_name = "PORT", default_value = "0xf4", value_parser = ExitPort::from_str)]
     pub exit_port: ExitPort,
@@ -234,10 +244,21 @@ pub struct Run {
     pub platform: Platform,
 }
 
+impl Run {
+    /// Where the second serial port goes.
+    pub fn second_serial(&self) -> &SerialBackend {
+        let default = if self.vtl1.is_some() { &SerialBackend::Stderr } else { &SerialBackend::None };
+        self.serial2.as_ref().unwrap_or(default)
+    }
+}
+
 const RUN_HELP: &str = "\
 A Linux kernel starts by its 64-bit boot protocol, an image with a multiboot header as the Multiboot Specification says,
 an ELF file with a PVH note as Xen's PVH document says. Any other ELF64 file starts in 64-bit mode with the first 4 GiB
 mapped to themselves and RDI pointing to a multiboot information structure. ACPI tables describe the machine to all.
+
+A secure kernel (--vtl1) finds its console on the second serial port. What it must be, and how it starts, is told in the
+book (docs/src/secure-kernels.md), as are the guardian's options.
 
 The machine has a PC's interrupt controllers (8259 pair, I/O APIC), timers (8254, real-time clock, ACPI timer) and two
 serial ports, the exit port, and fw_cfg at 0x510 (signature, RAM size, number of processors). It powers off as on QEMU
@@ -252,6 +273,8 @@ Standard input goes to the serial port that is on stdio. A terminal is set to ra
 pub enum SerialBackend {
     /// Standard input and output.
     Stdio,
+    /// Standard error, line by line.
+    Stderr,
     /// A file, written anew.
     File(PathBuf),
     /// Nowhere.
@@ -264,9 +287,10 @@ impl FromStr for SerialBackend {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match (text, text.strip_prefix("file:")) {
             ("stdio", _) => Ok(Self::Stdio),
+            ("stderr", _) => Ok(Self::Stderr),
             ("none", _) => Ok(Self::None),
             (_, Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
-            _ => Err("give stdio, file:PATH or none"),
+            _ => Err("give stdio, stderr, file:PATH or none"),
         }
     }
 }

@@ -6,3 +6,5 @@ pub const CONFORMANCE: &[u8] = include_bytes!(concat!(env!("OPENVSM_GUESTS"), "/
 pub const DEMO: &[u8] = include_bytes!(concat!(env!("OPENVSM_GUESTS"), "/demo"));
 /// Measures.
 pub const BENCH: &[u8] = include_bytes!(concat!(env!("OPENVSM_GUESTS"), "/bench"));
+/// Guards a Linux kernel from VTL1.
+pub const GUARDIAN: &[u8] = include_bytes!(concat!(env!("OPENVSM_GUESTS"), "/guardian"));

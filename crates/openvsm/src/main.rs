@@ -15,6 +15,7 @@ mod images;
 mod narrator;
 mod output;
 mod run;
+mod secure;
 mod stress;
 mod table;
 mod trace;

@@ -1,7 +1,7 @@
 //! `openvsm run`: a guest of the user's own.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, LineWriter};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ use crate::failure::{self, Failure};
 use crate::guest::{Guest, Host, LoadError, host_memory};
 use crate::narrator::Narrator;
 use crate::output::OutputFiles;
+use crate::secure;
 use crate::trace::Tracer;
 
 /// What a user may give as a kernel.
@@ -27,7 +28,7 @@ const KERNELS: &str = "give a Linux kernel (bzImage), a PVH kernel, or an ELF64 
 /// Runs the guest until it ends; starts it again when it resets its machine.
 pub fn run(options: &Run) -> Status {
     let size = options.memory;
-    let memory = MemoryMap::new(size)
+    let mut memory = MemoryMap::new(size)
         .map_err(|error| Failure::bad_input("--memory", format!("{error}; give a size such as 64M")))?;
     if size > host_memory() {
         let problem =
@@ -45,17 +46,19 @@ pub fn run(options: &Run) -> Status {
     });
     let modules = modules.collect::<Result<Vec<_>, Failure>>()?;
     let modules: Vec<_> = modules.iter().map(|(name, bytes)| Module { bytes, string: name }).collect();
+    let secure = options.vtl1.as_deref().map(|path| secure::plan(options, path, &mut memory)).transpose()?;
     let arguments = Arguments {
         command_line: &options.cmdline,
         initramfs: initramfs.as_deref(),
         modules: &modules,
         processors: options.platform.cpus,
+        secure: secure.as_ref(),
     };
     let guest = Guest::plan(&kernel, memory, &arguments).map_err(|error| explain(options, error))?;
     let mut files = OutputFiles::default();
     let serial = [
         Backend::open("--serial", &options.serial, &mut files)?,
-        Backend::open("--serial2", &options.serial2, &mut files)?,
+        Backend::open("--serial2", options.second_serial(), &mut files)?,
     ];
     let trace = options.trace.clone().map(|path| files.open("--trace ", path)).transpose()?;
     files.commit()?;
@@ -90,7 +93,7 @@ pub fn run(options: &Run) -> Status {
 }
 
 /// Reads a file of at most `most` bytes; `advice` says what it should be.
-fn read(option: &str, path: &Path, advice: &str, most: u64) -> Result<Vec<u8>, Failure> {
+pub fn read(option: &str, path: &Path, advice: &str, most: u64) -> Result<Vec<u8>, Failure> {
     let option = format!("{option} {}", path.display());
     let bad = |problem: &dyn std::fmt::Display| Failure::bad_input(&option, format!("{problem}; {advice}"));
     let metadata = fs::metadata(path).map_err(|error| bad(&failure::plain(&error)))?;
@@ -126,6 +129,12 @@ fn explain(options: &Run, error: LoadError) -> Failure {
         LoadError::Layout(error @ LayoutError::NoModules) => {
             Failure::bad_input("--module", format!("{error}; use --initramfs"))
         }
+        LoadError::Layout(error @ LayoutError::NoSecureKernel) => {
+            Failure::bad_input("--vtl1", format!("{error}; give a Linux kernel with --kernel"))
+        }
+        LoadError::Layout(error @ LayoutError::SecureMemory(_)) => {
+            Failure::bad_input("--vtl1-memory", format!("{error}; give less, or more than {mib} MiB with --memory"))
+        }
         LoadError::Layout(LayoutError::Module { index, .. }) => {
             let module = options.modules.get(index).map(|path| path.display().to_string()).unwrap_or_default();
             Failure::bad_input(format!("--module {module}"), format!("{error}; give more than {mib} MiB with --memory"))
@@ -140,6 +149,7 @@ fn explain(options: &Run, error: LoadError) -> Failure {
 /// An open back end of a serial port; it stays open when the machine is reset.
 enum Backend {
     Stdio,
+    Stderr,
     File(Arc<File>),
     None,
 }
@@ -148,6 +158,7 @@ impl Backend {
     fn open(option: &str, backend: &SerialBackend, files: &mut OutputFiles) -> Result<Self, Failure> {
         Ok(match backend {
             SerialBackend::Stdio => Self::Stdio,
+            SerialBackend::Stderr => Self::Stderr,
             SerialBackend::None => Self::None,
             SerialBackend::File(path) => Self::File(files.open(&format!("{option} file:"), path.clone())?),
         })
@@ -156,6 +167,8 @@ impl Backend {
     fn output(&self) -> SerialOutput {
         match self {
             Self::Stdio => Box::new(io::stdout()),
+            // Whole lines, so that they stay apart from others.
+            Self::Stderr => Box::new(LineWriter::new(io::stderr())),
             Self::File(file) => Box::new(Arc::clone(file)),
             Self::None => Box::new(io::sink()),
         }

@@ -75,7 +75,7 @@ fn options_with_impossible_values() {
         (&["--engine", "warp"], &["--engine", "choose auto, soft or kvm"]),
         (&["--cpus", "0"], &["--cpus"]),
         (&["--cpus", "65"], &["--cpus"]),
-        (&["--serial", "tcp:80"], &["--serial", "stdio, file:PATH or none"]),
+        (&["--serial", "tcp:80"], &["--serial", "stdio, stderr, file:PATH or none"]),
         (&["--serial2", "file:/no/such/place"], &["--serial2", "no such file", "can be written"]),
         (&["--exit-port", "0x3f8"], &["--exit-port", "another device"]),
         (&["--exit-port", "70000"], &["--exit-port", "port number"]),
@@ -139,6 +139,37 @@ fn what_linux_cannot_be_started_with() {
     let elf = directory.write("elf", &elf(EXIT));
     let line = refused(&["--kernel", &elf, "--initramfs", &kernel]);
     assert_tells(&line, &["--initramfs", "neither Linux nor PVH", "use --module"]);
+}
+
+#[test]
+fn secure_kernels_that_cannot_be_started() {
+    let directory = Directory::new();
+    let kernel = directory.write("kernel", &bzimage(EXIT));
+    let fixed = directory.write("fixed", &elf(EXIT));
+    let mut image = elf_of(0, &[Segment { address: 0, memory: 0x1000, code: EXIT }]);
+    image[16] = 3;
+    let image = directory.write("image", &image);
+    let text = directory.write("text", b"#!/bin/sh");
+    let run = |arguments: &[&str]| refused(&[&["--kernel", &kernel, "--memory", "64M"], arguments].concat());
+    let cases: [(&[&str], &[&str]); 11] = [
+        (&["--vtl1", "/no/such/file"], &["--vtl1 /no/such/file", "no such file", "or guardian"]),
+        (&["--vtl1", &text], &["--vtl1", &text, "not an ELF image", "give a position-independent ELF64 image"]),
+        (&["--vtl1", &fixed], &["--vtl1", &fixed, "not position-independent", "ELF type 2"]),
+        (&["--vtl1", &kernel], &["--vtl1", &kernel, "not an ELF image"]),
+        (&["--vtl1", &image, "--vtl1-memory", "32K"], &["--vtl1", "32 KiB", "give more with --vtl1-memory"]),
+        (&["--vtl1", &image, "--vtl1-memory", "64M"], &["--vtl1-memory", "64 MiB do not fit", "with --memory"]),
+        (&["--vtl1", &image, "--vtl1-memory", "46M"], &["--vtl1-memory", "is VTL1's", "with --memory"]),
+        (&["--vtl1", &image, "--vtl1-memory", "lots"], &["--vtl1-memory", "such as 64M"]),
+        (&["--vtl1", &image, "--vtl1-cmdline", &"x".repeat(4096)], &["--vtl1-cmdline", "give a shorter one"]),
+        (&["--vtl1", &image, "--vsm", "vtls=1"], &["--vsm vtls=1", "no VTL1", "vtls=2"]),
+        (&["--vtl1-cmdline", "text=log"], &["--vtl1 <guardian|FILE>"]),
+    ];
+    for (arguments, parts) in cases {
+        assert_tells(&run(arguments), parts);
+    }
+    let other = directory.write("other", &elf(EXIT));
+    let line = refused(&["--kernel", &other, "--memory", "64M", "--vtl1", &image]);
+    assert_tells(&line, &["--vtl1", "not Linux", "give a Linux kernel with --kernel"]);
 }
 
 #[test]

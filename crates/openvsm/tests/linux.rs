@@ -5,133 +5,14 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{Directory, openvsm, text};
-
-/// What the initial RAM file system says when it has started.
-const USER_SPACE: &str = "linux-guest: user space of Linux ";
-/// How long a guest may take, on a busy host.
-const PATIENCE: Duration = Duration::from_secs(300);
-
-/// The directory with kernels and initial RAM file system, or why there is none.
-fn guests() -> Option<&'static PathBuf> {
-    static GUESTS: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/linux-guest");
-    let guests = GUESTS.get_or_init(|| {
-        let output = Command::new(script).output().map_err(|error| error.to_string())?;
-        if !output.status.success() {
-            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-        }
-        Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end()))
-    });
-    match guests {
-        Ok(directory) => Some(directory),
-        Err(reason) => {
-            skip(&format!("there are no Linux kernels: {reason}"));
-            None
-        }
-    }
-}
-
-/// Tells why a test does nothing. Not by the macro, whose output the test harness keeps to itself when a test passes.
-fn skip(reason: &str) {
-    let _ = writeln!(std::io::stderr(), "skipped: {reason}");
-}
-
-/// A Linux guest that runs; one at a time, because each keeps several processors busy.
-struct Guest {
-    child: Child,
-    output: Receiver<Vec<u8>>,
-    deadline: Instant,
-    log: String,
-    _alone: MutexGuard<'static, ()>,
-}
-
-impl Guest {
-    /// Boots a version of Linux that does `command` in user space; `None` if it could not be fetched.
-    fn boot(version: &str, cpus: u32, command: &str, arguments: &[&str]) -> Option<Self> {
-        let kernel = guests()?.join(format!("vmlinuz-{version}"));
-        Self::boot_file(&kernel, cpus, command, arguments)
-    }
-
-    /// Boots a kernel in a file.
-    fn boot_file(kernel: &Path, cpus: u32, command: &str, arguments: &[&str]) -> Option<Self> {
-        static ALONE: Mutex<()> = Mutex::new(());
-        let directory = guests()?;
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let kernel = text(kernel);
-        let initramfs = text(&directory.join("initramfs.cpio"));
-        let command_line = format!("console=ttyS0 guest_command=\"{command}\"");
-        let cpus = cpus.to_string();
-        let options = ["run", "--kernel", &kernel, "--initramfs", &initramfs, "--cmdline", &command_line];
-        let options = [&options[..], &["--memory", "512M", "--cpus", &cpus], arguments].concat();
-        let mut child = openvsm(&options).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut stdout = child.stdout.take().unwrap();
-        let (sender, output) = channel();
-        thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(length @ 1..) = stdout.read(&mut buffer) {
-                if sender.send(buffer[..length].to_vec()).is_err() {
-                    break;
-                }
-            }
-        });
-        Some(Self { child, output, deadline: Instant::now() + PATIENCE, log: String::new(), _alone: alone })
-    }
-
-    /// Takes more of the log; false at its end.
-    #[track_caller]
-    fn listen(&mut self) -> bool {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        match self.output.recv_timeout(left) {
-            Ok(bytes) => self.log.push_str(&String::from_utf8_lossy(&bytes)),
-            Err(RecvTimeoutError::Disconnected) => return false,
-            Err(RecvTimeoutError::Timeout) => panic!("the guest hangs:\n{}", self.log),
-        }
-        true
-    }
-
-    /// Waits until the log has `text` so many times.
-    #[track_caller]
-    fn wait_for(&mut self, text: &str, times: usize) {
-        while self.log.matches(text).count() < times {
-            assert!(self.listen(), "the guest ended before it said '{text}':\n{}", self.log);
-        }
-    }
-
-    fn type_in(&mut self, keys: &str) {
-        self.child.stdin.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
-    }
-
-    /// Waits for the end; returns the status of openvsm.
-    #[track_caller]
-    fn ends(&mut self) -> Option<i32> {
-        while self.listen() {}
-        self.child.wait().unwrap().code()
-    }
-
-    #[track_caller]
-    fn assert_says(&self, parts: &[&str]) {
-        for part in parts {
-            assert!(self.log.contains(part), "no '{part}' in:\n{}", self.log);
-        }
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // It has ended, unless the test fails or wants no more of it.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use common::Directory;
+use common::linux::{Guest, USER_SPACE, guests, skip};
 
 /// Tells what the kernel chose among what Hyper-V offers.
 const EXAMINE: &str = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource; \
@@ -217,7 +98,9 @@ fn linux_starts_as_a_pvh_kernel_too() {
     let Some(kernel) = unpacked(&std::fs::read(guests.join("vmlinuz-6.12")).unwrap()) else { return };
     let directory = Directory::new();
     let kernel = directory.write("vmlinux", &kernel);
-    let Some(mut guest) = Guest::boot_file(Path::new(&kernel), 1, "true", &[]) else { return };
+    let Some(mut guest) = Guest::boot_files(Path::new(&kernel), &guests.join("initramfs.cpio"), 1, "true", &[]) else {
+        return;
+    };
     assert_eq!(guest.ends(), Some(0), "{}", guest.log);
     guest.assert_says(&["Hypervisor detected: Microsoft Hyper-V", USER_SPACE, "reboot: Power down"]);
 }

@@ -1,10 +1,12 @@
 //! VTL1 and VTL2 as the checks use them: they run functions for VTL0, note intercepts, and let the access go on.
 
 use arrayvec::ArrayVec;
-use runtime::calls::{self, MOST_PAGES, PARTITION_SELF, VP_SELF, header, protect_result, set_register, target};
+pub use runtime::calls::inject;
+use runtime::calls::{self, MOST_PAGES, PARTITION_SELF, header, protect_result, set_register, target};
 use runtime::cell::Global;
-use runtime::context::{PROCESSORS, VTLS};
+use runtime::context::VTLS;
 use runtime::exceptions::{self, Exception};
+use runtime::processors::PROCESSORS;
 use runtime::vtl::{self, Entry, assist_page, run_in};
 use runtime::{context, interrupts, messages, port, println};
 use tlfs::assist_page::VtlEntryReason;
@@ -145,23 +147,6 @@ fn apply(policy: Policy, lower: u8, details: &MemoryIntercept) -> Result<(), HvS
         // SAFETY: the checks say where their code goes on.
         Policy::Redirect(address) => unsafe { set_register(target(lower), RegisterName::Rip, address) },
         Policy::Fault => inject(lower, exceptions::GENERAL_PROTECTION, Some(0)),
-    }
-}
-
-/// Queues an exception for a lower VTL (TLFS 15.13.3).
-pub fn inject(lower: u8, vector: u8, error_code: Option<u32>) -> Result<(), HvStatus> {
-    let event = tlfs::registers::PendingExceptionEvent::new()
-        .with_event_pending(true)
-        .with_deliver_error_code(error_code.is_some())
-        .with_vector(u16::from(vector))
-        .with_error_code(error_code.unwrap_or(0));
-    // SAFETY: the lower VTL catches the exception.
-    unsafe {
-        calls::set_register_of(
-            header(PARTITION_SELF, VP_SELF, target(lower)),
-            RegisterName::PendingEvent0,
-            event.into(),
-        )
     }
 }
 

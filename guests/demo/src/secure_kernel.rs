@@ -4,7 +4,7 @@
 //! descriptor and page tables are in pages that VTL0 cannot use at all. It never trusts a pointer from VTL0: requests
 //! and answers travel in registers.
 
-use runtime::calls::{self, get_register, protect, set_register, set_register_of, target};
+use runtime::calls::{self, get_register, protect, set_register, target};
 use runtime::cell::Global;
 use runtime::exceptions::GENERAL_PROTECTION;
 use runtime::hypercall::{RAX, RBX, RDI, RDX, RSI};
@@ -16,7 +16,6 @@ use runtime::vtl::{self, Entry, assist_page};
 use tlfs::assist_page::VtlEntryReason;
 use tlfs::intercept::{InterceptAccessType, MemoryIntercept};
 use tlfs::message::{Message, MessageType};
-use tlfs::registers::{PendingEventType, PendingExceptionEvent};
 use tlfs::vsm::VsmPartitionConfig;
 use tlfs::{HvStatus, InputVtl, RegisterName};
 
@@ -210,7 +209,7 @@ fn intercept(message: &Message) {
         }
         InterceptAccessType::Write => {
             tell!("caught", "a write to {gpa:#x} by the instruction at {rip:#x}");
-            match inject_general_protection() {
+            match calls::inject(0, GENERAL_PROTECTION, Some(0)) {
                 Ok(()) => tell!("answer", "the instruction raises #GP instead"),
                 Err(status) => tell!("failed", "no exception can be injected: {status}"),
             }
@@ -234,18 +233,6 @@ fn skip(rip: u64, length: u8) {
     if let Err(status) = set_lower(RegisterName::Rip, rip + u64::from(length)) {
         tell!("failed", "RIP of VTL0 cannot be set: {status}");
     }
-}
-
-/// Makes VTL0 find a general protection fault at its instruction (TLFS 15.13.3).
-fn inject_general_protection() -> Result<(), HvStatus> {
-    let event = PendingExceptionEvent::new()
-        .with_event_pending(true)
-        .with_event_type(PendingEventType::Exception)
-        .with_deliver_error_code(true)
-        .with_vector(u16::from(GENERAL_PROTECTION));
-    let lower = calls::header(calls::PARTITION_SELF, calls::VP_SELF, target(0));
-    // SAFETY: VTL0's registers are not those of this code.
-    unsafe { set_register_of(lower, RegisterName::PendingEvent0, event.into()) }
 }
 
 /// Makes VTL0 do what a RET would.

@@ -2,7 +2,7 @@
 
 use core::arch::global_asm;
 
-use crate::multiboot;
+use crate::{multiboot, serial};
 
 /// Bytes of the stack that VTL0 runs on.
 const STACK_SIZE: usize = 128 * 1024;
@@ -130,7 +130,7 @@ unsafe extern "Rust" {
 /// The first Rust code to run: makes VTL0 able to print and to survive exceptions, and enters the guest.
 extern "C" fn start(magic: u32, information: u32) -> ! {
     crate::context::start(&crate::context::prepare(0, 0));
-    crate::serial::initialize();
+    serial::initialize(serial::COM1);
     // SAFETY: a multiboot loader sets the magic number and then passes the address of its information.
     let information =
         (magic == multiboot::MAGIC).then(|| unsafe { &*(information as usize as *const multiboot::Information) });

@@ -1,6 +1,7 @@
 //! The hypercalls that every guest of several VTLs needs, as functions.
 
 use tlfs::context::InitialVpContext;
+use tlfs::registers::PendingExceptionEvent;
 use tlfs::{CallCode, HvStatus, HypercallInput, HypercallResult, InputVtl, RegisterName, RegisterValue, Vtl};
 use zerocopy::IntoBytes;
 
@@ -74,6 +75,22 @@ pub unsafe fn set_register_of(header: [u64; 2], name: RegisterName, value: Regis
 pub unsafe fn set_register(vtl: InputVtl, name: RegisterName, value: u64) -> Result<(), HvStatus> {
     // SAFETY: the caller answers for the register.
     unsafe { set_register_of(header(PARTITION_SELF, VP_SELF, vtl), name, value.into()) }
+}
+
+/// Has a lower VTL of this VP take an exception when it runs again (HvRegisterPendingEvent0).
+///
+/// # Errors
+/// The call's status.
+pub fn inject(lower: u8, vector: u8, error_code: Option<u32>) -> Result<(), HvStatus> {
+    let event = PendingExceptionEvent::new()
+        .with_event_pending(true)
+        .with_deliver_error_code(error_code.is_some())
+        .with_vector(u16::from(vector))
+        .with_error_code(error_code.unwrap_or(0));
+    // SAFETY: what a lower VTL does about an exception is its own affair.
+    unsafe {
+        set_register_of(header(PARTITION_SELF, VP_SELF, target(lower)), RegisterName::PendingEvent0, event.into())
+    }
 }
 
 /// A call that takes the state of a VTL of a VP: HvCallEnableVpVtl or HvCallStartVirtualProcessor.

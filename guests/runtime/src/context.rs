@@ -14,8 +14,8 @@ use crate::vtl::{BIRTH_REGISTERS, Handler, Request};
 
 /// How many VTLs a guest can use.
 pub const VTLS: usize = 3;
-/// How many processors a guest can use.
-pub const PROCESSORS: usize = 8;
+/// How many processors can have contexts.
+pub const PROCESSORS: usize = 64;
 
 /// Selector of CPL 0 code.
 pub const KERNEL_CODE: u16 = 0x08;
@@ -118,6 +118,8 @@ pub struct Context {
     pub processor: u32,
     /// The last exception that was caught.
     pub(crate) exception: Option<Exception>,
+    /// What the VTL does first, before it returns for the first time.
+    pub(crate) preparation: Option<fn()>,
     /// What the VTL does when it is entered.
     pub(crate) handler: Option<Handler>,
     /// What [`BIRTH_REGISTERS`] held when the VTL began.
@@ -167,6 +169,7 @@ const fn context(vtl: u8) -> Context {
         vtl,
         processor: 0,
         exception: None,
+        preparation: None,
         handler: None,
         birth: [0; BIRTH_REGISTERS.len()],
         interrupts: [0; 256],
@@ -326,7 +329,7 @@ pub fn prepare(processor: u32, vtl: u8) -> Tables {
 #[repr(C, packed)]
 struct TablePointer(u16, u64);
 
-/// Gives VTL0 of the processor that runs its tables.
+/// Gives the VTL that runs its tables.
 pub(crate) fn start(tables: &Tables) {
     let gdt = TablePointer(tables.gdt.1, tables.gdt.0);
     let idt = TablePointer(tables.idt.1, tables.idt.0);

@@ -31,6 +31,12 @@ pub(crate) fn initialize(information: Option<&Information>) {
     FREE.store(image().end, Ordering::Relaxed);
 }
 
+/// Has [`allocate`] hand out this memory, for guests that no multiboot loader started.
+pub fn use_memory(range: Range<usize>) {
+    END.store(range.end, Ordering::Relaxed);
+    FREE.store(range.start, Ordering::Relaxed);
+}
+
 /// A page of memory for a guest's own use.
 pub type Page = [u8; PAGE_SIZE];
 

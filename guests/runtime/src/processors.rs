@@ -7,7 +7,6 @@ use tlfs::context::InitialVpContext;
 use tlfs::{CallCode, HvStatus, InputVtl, RegisterName};
 
 use crate::calls::{self, PARTITION_SELF};
-use crate::context::PROCESSORS;
 use crate::exceptions::{self, Exception};
 use crate::{apic, context, interface, interrupts, port, println, startup, time};
 
@@ -16,6 +15,9 @@ pub const WAKE_VECTOR: u8 = 0xF0;
 
 /// The exit code when a processor does not come back.
 const EXIT_STUCK: u8 = 4;
+
+/// How many processors a guest can use that runs functions on them.
+pub const PROCESSORS: usize = 8;
 
 /// What a processor is asked to run.
 struct Job {

@@ -37,9 +37,11 @@ unsafe extern "C" {
 }
 
 // From 64-bit mode to 32-bit code, paging and long mode off, to 16-bit code, protected mode off (SDM Vol. 3A 11.9.2), and
-// back the same way. Only the code between the trampoline's labels runs at another place than it is linked to.
+// back the same way. Only the code between the trampoline's labels runs at another place than it is linked to. The
+// section is one of its own: position-independent images leave it out.
 global_asm!(
     r#"
+    .section .text.runtime_real_mode, "ax", @progbits
 runtime_real_mode:
     push rbx
     push rbp

@@ -23,9 +23,10 @@ unsafe extern "C" {
 }
 
 // Only the code between the trampoline's labels runs at another place than it is linked to. On entry (SDM Vol. 3A 10.4.4.2)
-// CS is the page of the start-up IPI and IP is 0.
+// CS is the page of the start-up IPI and IP is 0. The section is one of its own: position-independent images leave it out.
 global_asm!(
     r#"
+    .section .text.runtime_trampoline, "ax", @progbits
     .code16
     .global runtime_trampoline
 runtime_trampoline:

@@ -3,7 +3,7 @@
 //! A VTL above 0 lives in a loop: it is entered, its [`Handler`] looks why and acts, and it returns to the VTL below.
 //! The registers that VTLs share are saved while the handler runs.
 
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 
 use tlfs::assist_page::{VpAssistPage, VtlEntryReason};
 use tlfs::context::InitialVpContext;
@@ -151,6 +151,34 @@ extern "C" fn initialize() {
     }
     interface::enable_assist_page();
     interface::enable_messages();
+    // SAFETY: the context is valid.
+    if let Some(prepare) = unsafe { (*context::current()).preparation } {
+        prepare();
+    }
+}
+
+/// Becomes a VTL above 0 of a processor that was started in it, rather than by the runtime in VTL0: gives it tables and a
+/// stack of its own, has `prepare` run once, returns to the VTL below, and has `handler` serve every entry that follows.
+/// The memory that contexts come from must be known ([`pages::use_memory`](crate::pages::use_memory)).
+pub fn serve_as(processor: u32, vtl: u8, prepare: fn(), handler: Handler) -> ! {
+    let tables = context::prepare(processor, vtl);
+    // SAFETY: the context is valid, and this VTL begins to use it here.
+    unsafe {
+        (*context::on(processor, vtl)).preparation = Some(prepare);
+        (*context::on(processor, vtl)).handler = Some(handler);
+    }
+    context::start(&tables);
+    // SAFETY: the stack is the context's own, and what was on the old one is not used any more.
+    unsafe {
+        asm!(
+            "mov rsp, {stack}",
+            "xor ebp, ebp",
+            "jmp {start}",
+            stack = in(reg) tables.stack,
+            start = sym runtime_vtl_start,
+            options(noreturn),
+        )
+    }
 }
 
 /// The exit code when a VTL cannot return.

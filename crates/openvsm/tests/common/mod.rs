@@ -1,6 +1,8 @@
 //! Guests assembled by hand, and what comes of running them.
 #![allow(dead_code, reason = "each test program uses a part of this")]
 
+pub mod linux;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
