@@ -152,6 +152,21 @@ impl VtlState {
         injected
     }
 
+    /// Lets an interrupt that was injected, but not delivered yet, come again later, because an exception takes its place.
+    pub(crate) fn postpone_interrupt(&mut self) {
+        match self.vcpu.pending_event() {
+            Some(Event::Nmi) => self.apic.signals().nmi = true,
+            Some(Event::Interrupt { vector }) => {
+                self.withdraw_eoi_assist();
+                // Others came from the 8259 pair or by a register.
+                if self.apic.state().isr.contains(vector) || self.synic.is_auto_eoi(vector) {
+                    self.apic.retract(vector);
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// Acknowledges an interrupt. One of a SINT with auto-EOI ends at once (TLFS 11.8.5), as does a notification with it
     /// (TLFS 15.12.4).
     fn accept(&mut self, vector: u8) {

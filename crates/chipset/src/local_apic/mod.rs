@@ -443,6 +443,13 @@ impl LocalApic {
         self.state.irr.remove(vector);
     }
 
+    /// The processor gives an interrupt back that it accepted and whose delivery has not begun for good: it is requested
+    /// again.
+    pub const fn retract(&mut self, vector: u8) {
+        self.state.isr.remove(vector);
+        self.state.irr.insert(vector);
+    }
+
     /// Whether the EOI of the interrupt in service need not be told to the APIC at once: it is edge-triggered and no
     /// other interrupt waits for it (TLFS 10.3.4).
     #[must_use]

@@ -110,7 +110,8 @@ pub(super) fn pending_event(view: &View<'_>) -> PendingExceptionEvent {
         .with_exception_parameter(if vector == PAGE_FAULT { cr2 } else { 0 })
 }
 
-/// Queues an exception: how a higher VTL lets a lower one fault (TLFS 15.13.3). The address of a page fault in a VTL that
+/// Queues an exception: how a higher VTL lets a lower one fault (TLFS 15.13.3). It takes the place of another one; an
+/// interrupt whose delivery was intercepted comes after it, as on a processor (SDM Vol. 3A 6.15, table 6-5). The address of a page fault in a VTL that
 /// is not active is loaded when it runs again, because CR2 is shared with the active one.
 pub(super) fn set_pending_event(change: &mut Change<'_>, event: PendingExceptionEvent) -> Result<(), HvStatus> {
     if !event.event_pending() {
@@ -128,6 +129,7 @@ pub(super) fn set_pending_event(change: &mut Change<'_>, event: PendingException
         return Err(HvStatus::InvalidRegisterValue);
     }
     let error_code = event.deliver_error_code().then_some(event.error_code());
+    change.state().postpone_interrupt();
     change.vcpu().inject(Event::Exception { vector, error_code });
     let address = (vector == PAGE_FAULT).then_some(event.exception_parameter());
     if change.vtl != change.vp.active_vtl() {

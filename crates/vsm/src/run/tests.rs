@@ -1,6 +1,6 @@
 use engine::fake::FakeVcpu;
 use engine::{Completion, Event, Exit};
-use tlfs::{HvStatus, Message, MessageType, msr};
+use tlfs::{HvStatus, Message, MessageType, RegisterName, msr};
 
 use crate::startup::Activity;
 use crate::testing::{Guest, long_context, vtl};
@@ -257,6 +257,32 @@ fn an_event_under_way_is_not_replaced() {
     assert!(guest.enter(0));
     assert_eq!(guest.vcpu(0).pending_event(), Some(page_fault));
     assert!(guest.vps[0].active().window);
+}
+
+#[test]
+fn an_interrupt_whose_place_an_exception_takes_comes_again() {
+    let mut guest = guest(0x30);
+    guest.vcpu(0).general_mut().rflags |= RFLAGS_IF;
+    request(&mut guest, 0, 0x60);
+    assert!(guest.enter(0));
+    assert_eq!(guest.vcpu(0).pending_event(), interrupt(0x60));
+    // Its delivery is intercepted, and VTL1 injects #GP.
+    let general_protection = 13 << 16 | 1 << 8 | 1u64;
+    let inject = |guest: &mut Guest| {
+        guest.vps[0].set_register(vtl(0), (RegisterName::PendingEvent0, general_protection.into()), 0).expect("#GP");
+    };
+    inject(&mut guest);
+    let exception = Some(Event::Exception { vector: 13, error_code: Some(0) });
+    assert_eq!(guest.vcpu(0).pending_event(), exception);
+    assert!(guest.enter(0));
+    assert_eq!(guest.vcpu(0).pending_event(), exception, "the interrupt waits");
+    guest.vcpu(0).cancel_event();
+    assert!(guest.enter(0));
+    assert_eq!(guest.vcpu(0).pending_event(), interrupt(0x60));
+    // NMIs are not lost either.
+    guest.vcpu(0).inject(Event::Nmi);
+    inject(&mut guest);
+    assert!(guest.vps[0].active_mut().apic.signals().nmi);
 }
 
 #[test]

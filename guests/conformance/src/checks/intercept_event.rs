@@ -26,6 +26,7 @@ checks! {
     "15.13.3" exception_goes_on_after_an_intercept_of_its_delivery,
     "15.13.3" interrupt_goes_on_after_an_intercept_of_its_delivery,
     "15.13.3" higher_vtl_replaces_the_event_in_delivery,
+    "15.13.3" interrupt_comes_after_an_exception_that_takes_its_place,
     "15.13.3" higher_vtl_injects_a_page_fault_with_its_address,
     "7.9.3" vtl0_has_no_pending_events_of_vtl1,
 }
@@ -136,6 +137,16 @@ fn higher_vtl_replaces_the_event_in_delivery() -> Outcome {
     let mut vector = None;
     delivering(replace, || vector = undefined())?;
     ensure_eq!(vector, Some(GENERAL_PROTECTION));
+    Ok(())
+}
+
+fn interrupt_comes_after_an_exception_that_takes_its_place() -> Outcome {
+    let (before, mut exception) = (taken(VECTOR), Ok(()));
+    delivering(replace, || exception = catch(interrupt))?;
+    let Err(exception) = exception else { fail!("there was no exception") };
+    ensure_eq!((exception.vector, taken(VECTOR) - before), (GENERAL_PROTECTION, 0));
+    let_in();
+    ensure_eq!(taken(VECTOR) - before, 1);
     Ok(())
 }
 
