@@ -94,7 +94,7 @@ impl Driver {
         self.vmcall(vp, control.into(), input_gpa, output_gpa);
         for _ in 0..=control.rep_count() {
             let vcpu = self.vcpu(vp);
-            if vcpu.general().rip != rip || vcpu.pending_event().is_some() {
+            if vcpu.general().rip != rip || vcpu.pending_event().is_some() || self.is_suspended(vp) {
                 break;
             }
             self.exit(vp, Exit::Hypercall { length: VMCALL });
@@ -103,6 +103,11 @@ impl Driver {
         let gpr = vcpu.general().gpr;
         let result = if vcpu.system().long_code() { gpr[RAX] } else { gpr[RDX] << 32 | gpr[RAX] };
         (vcpu.general().rip != rip).then(|| HypercallResult::from(result))
+    }
+
+    /// Whether a call was made that completes when locks of TLBs are given up.
+    pub(super) fn is_suspended(&self, vp: usize) -> bool {
+        self.vps[vp].active().lock_wait.is_on()
     }
 
     pub(super) fn enable(&mut self, vp: usize, vtl: u8) {
