@@ -92,7 +92,7 @@ pub struct MemoryFault {
     pub gva: Option<u64>,
     /// What was tried.
     pub kind: AccessKind,
-    /// The processor was at CPL 3.
+    /// The processor was at CPL 3, and a fetch counts as one of user mode ([`crate::Vcpu::set_mode_based_execute`]).
     pub user: bool,
     /// The access was made by the walk of page tables for `gva`.
     pub page_walk: bool,

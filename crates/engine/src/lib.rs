@@ -295,7 +295,9 @@ pub trait Vcpu: Send {
     /// Asks for [`Exit::InterruptWindow`] as soon as [`Self::interruptible`] holds, until told otherwise.
     fn request_interrupt_window(&mut self, wanted: bool);
 
-    /// Tells kernel and user execute apart (TLFS 15.10). When off, a page is executable if either bit is granted.
+    /// Tells kernel and user execute apart (TLFS 15.10). When off, a page is executable if either bit is granted. When on,
+    /// fetches of user mode count as those of kernel mode while the processor has SMEP and it is off (TLFS 15.10.3), and
+    /// SGDT, SIDT, SLDT and STR raise #GP(0) in user mode on pages that kernel mode may not execute (TLFS 15.10.1).
     fn set_mode_based_execute(&mut self, enabled: bool);
 
     /// Sets which accesses of registers [`Exit::RegisterAccess`] tells. [`Self::reset`] does not change that. Only engines

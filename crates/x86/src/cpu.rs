@@ -111,6 +111,8 @@ pub struct Cpu {
     pub(crate) register_intercepts: RegisterIntercepts,
     /// What CPUID answers.
     pub(crate) cpuid: Vec<CpuidLeaf>,
+    /// CPUID offers SMEP.
+    pub(crate) has_smep: bool,
     /// What the guest's TSC is ahead of the bus's.
     pub(crate) tsc_offset: u64,
     /// Set by other threads to make [`Cpu::run`] return.
@@ -158,6 +160,7 @@ impl Cpu {
             mode_based_execute: false,
             register_intercepts: RegisterIntercepts::default(),
             cpuid: Vec::new(),
+            has_smep: false,
             tsc_offset: 0,
             kick: Arc::new(AtomicBool::new(false)),
             instructions: 0,

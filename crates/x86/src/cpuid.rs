@@ -110,6 +110,11 @@ pub fn supported_cpuid() -> Vec<CpuidLeaf> {
 }
 
 /// CPUID.
+/// Whether a leaf offers SMEP.
+pub(crate) fn offers_smep(leaf: &CpuidLeaf) -> bool {
+    leaf.leaf == 7 && leaf.subleaf.is_none_or(|subleaf| subleaf == 0) && leaf.result[1] & 1 << 7 != 0
+}
+
 pub(crate) fn select_system(instruction: &Instruction) -> Option<Handler> {
     match instruction.mnemonic() {
         Mnemonic::Cpuid => Some(|cpu, _| cpu.identify()),

@@ -1,7 +1,7 @@
 //! Instructions on descriptor tables and selectors: LGDT and its kin, LLDT, LTR, LAR, LSL, VERR, VERW and ARPL.
 
-use engine::registers::{DescriptorTable, Segment};
-use engine::{Register, RegisterOperation};
+use engine::registers::{CS, DescriptorTable, Segment};
+use engine::{Access, Register, RegisterOperation};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::Cpu;
@@ -125,8 +125,22 @@ impl Cpu {
         if self.mode.code_size == 8 { 8 } else { 4 }
     }
 
-    fn store_table(&mut self, op: &Op, table: DescriptorTable) -> Step {
+    /// #GP(0) where user mode may not look at descriptor tables: CR4.UMIP, and code that kernel mode may not execute while
+    /// the modes are told apart (TLFS 15.10.1).
+    fn require_visible_tables(&mut self, op: &Op) -> Step {
         self.require_table_access()?;
+        if self.mode.cpl == 3 && self.mode_based_execute {
+            let linear = self.system.segments[CS].base.wrapping_add(self.instruction_rip(op));
+            let (_, page) = self.code_page(linear)?;
+            if !page.access.contains(Access::KERNEL_EXECUTE) {
+                return self.general_protection(0);
+            }
+        }
+        Ok(())
+    }
+
+    fn store_table(&mut self, op: &Op, table: DescriptorTable) -> Step {
+        self.require_visible_tables(op)?;
         let bytes = self.table_base_bytes();
         let linear = if bytes == 8 { self.operand_address(op, 10, true)? } else { self.operand_address(op, 6, true)? };
         let mut data = [0; 10];
@@ -156,7 +170,7 @@ impl Cpu {
 
     fn store_selector<const MEMORY: bool>(&mut self, op: &Op, selector: u16) -> Step {
         self.require_segments()?;
-        self.require_table_access()?;
+        self.require_visible_tables(op)?;
         if MEMORY {
             let linear = self.operand_address(op, 2, true)?;
             return self.store::<2>(linear, u64::from(selector));

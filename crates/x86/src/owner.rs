@@ -7,6 +7,7 @@ use engine::registers::{GeneralRegisters, SharedRegisters, SystemRegisters};
 use engine::{Completion, CpuidLeaf, Event, RegisterIntercepts};
 
 use crate::Cpu;
+use crate::cpuid::offers_smep;
 use crate::external::External;
 use crate::flags::bit;
 
@@ -125,6 +126,8 @@ impl Cpu {
     /// Sets what CPUID answers; leaves that are not there read as zero.
     pub fn set_cpuid(&mut self, leaves: &[CpuidLeaf]) {
         self.cpuid = leaves.to_vec();
+        self.has_smep = leaves.iter().any(offers_smep);
+        self.forget_pages();
     }
 
     /// Sets what the guest's TSC is ahead of [`crate::Bus::tsc`], in ticks, modulo 2^64.

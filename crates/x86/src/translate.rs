@@ -14,9 +14,11 @@ const CR0_PAGING: u64 = 1 << 31 | 1 << 16;
 /// CR0.AM.
 const CR0_AM: u64 = 1 << 18;
 /// CR4.PSE, PAE, PGE, LA57, PCIDE, SMEP and SMAP.
-const CR4_PAGING: u64 = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 12 | CR4_PCIDE | 1 << 20 | CR4_SMAP;
+const CR4_PAGING: u64 = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 12 | CR4_PCIDE | CR4_SMEP | CR4_SMAP;
 /// CR4.PCIDE.
 pub(crate) const CR4_PCIDE: u64 = 1 << 17;
+/// CR4.SMEP.
+const CR4_SMEP: u64 = 1 << 20;
 /// CR4.SMAP.
 const CR4_SMAP: u64 = 1 << 21;
 /// EFER.LMA and NXE.
@@ -183,6 +185,15 @@ impl Cpu {
         }
     }
 
+    /// Whether an access is one of user mode to [`Access`]. Fetches at CPL 3 are not where SMEP is there and off: kernel
+    /// execute governs all of them then (TLFS 15.10.3).
+    fn counts_as_user(&self, kind: AccessKind, user: bool) -> bool {
+        user && (kind != AccessKind::Execute
+            || !self.mode_based_execute
+            || !self.has_smep
+            || self.system.cr4 & CR4_SMEP != 0)
+    }
+
     /// The page at a guest physical address. The bus is asked again before an access is denied: rights that were
     /// added are not announced.
     fn physical_page(&mut self, gpa: u64, kind: AccessKind, user: bool) -> Result<Option<HostPage>, Denied> {
@@ -217,7 +228,8 @@ impl Cpu {
             None => self.walk(linear, access, view)?,
         };
         let gpa = translation.gpa & !OFFSET | linear & OFFSET;
-        let page = match self.physical_page(gpa, kind, view == View::User) {
+        let user = self.counts_as_user(kind, view == View::User);
+        let page = match self.physical_page(gpa, kind, user) {
             Ok(page) => page,
             Err(denied) => return self.deny(Some(linear), denied, false),
         };
@@ -267,7 +279,7 @@ impl Cpu {
             gpa,
             gva: linear,
             kind,
-            user: self.mode.cpl == 3,
+            user: self.counts_as_user(kind, self.mode.cpl == 3),
             page_walk,
             instruction_length: 0,
             instruction: InstructionBytes::default(),

@@ -64,6 +64,13 @@ impl PageTables {
         Self(unsafe { identity(allocate(IDENTITY_TABLES).cast(), WRITABLE | USER) })
     }
 
+    /// New ones with the identity mapping, which user mode has no part in.
+    #[must_use]
+    pub fn of_the_kernel() -> Self {
+        // SAFETY: the pages are fresh and mapped one to one.
+        Self(unsafe { identity(allocate(IDENTITY_TABLES).cast(), WRITABLE) })
+    }
+
     /// What CR3 takes.
     #[must_use]
     pub fn root(self) -> u64 {

@@ -24,6 +24,7 @@ use crate::hypercall::Stop;
 use crate::interrupts::local_apic;
 use crate::msr::MsrError;
 use crate::startup::Activity;
+use crate::tlb::LockWait;
 use crate::vp::VtlState;
 use crate::{Error, Vp, page_tables};
 
@@ -272,6 +273,7 @@ impl Vp {
         state.clear_eoi_assist();
         state.apic = apic;
         state.registers = VtlRegisters::default();
+        state.lock_wait = LockWait::default();
         let waits = vtl == Vtl::ZERO && !state.apic.is_bootstrap();
         self.set_activity(vtl, if waits { Activity::StartUp } else { Activity::Running });
         self.publish_tlb_lock(vtl);

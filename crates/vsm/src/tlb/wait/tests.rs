@@ -148,6 +148,17 @@ fn a_vtl_that_was_moved_elsewhere_while_it_waited_goes_on_there() {
 }
 
 #[test]
+fn a_reset_ends_the_wait() {
+    let mut guest = guest(2);
+    lock(&mut guest, 1, true);
+    flush(&mut guest, 0b10);
+    assert!(!is_complete(&mut guest));
+    guest.vps[0].reset_registers(Vtl::ZERO, 0).expect("no failure");
+    assert_eq!(get(&guest, 0, 0, RegisterName::VsmVpWaitForTlbLock), 0);
+    assert!(guest.enter(0));
+}
+
+#[test]
 fn a_vtl_above_enters_a_vp_that_waits() {
     let mut guest = guest(3);
     guest.vtl_return(2, true);

@@ -1,12 +1,14 @@
 //! Rights below the guest's own paging, on every kind of access; nothing takes effect before they are granted.
 
 use engine::registers::{RAX, RBX, RSP};
-use engine::{Access, AccessKind, Event, MemoryFault};
-use iced_x86::code_asm::{dword_ptr, eax, ebx, word_ptr};
+use engine::{Access, AccessKind, CpuidLeaf, Event, MemoryFault};
+use iced_x86::code_asm::{dword_ptr, eax, ebx, ptr, word_ptr};
 
 use super::*;
 use crate::testing::TestBus;
 
+/// CR4.SMEP.
+const SMEP: u64 = 1 << 20;
 const ALL_MEMORY: u64 = 0x110;
 
 fn without(access: Access) -> Access {
@@ -122,6 +124,65 @@ fn kernel_and_user_fetches_are_told_apart_when_asked_to() {
         violates(&mut guest, CODE, denied, (CODE, Some(CODE), AccessKind::Execute, user, false));
         guest.bus.set_access(CODE >> 12, without(allowed));
         guest.faults(6, None, CODE);
+    }
+}
+
+/// TLFS 15.10.3.
+#[test]
+fn kernel_execute_governs_user_mode_while_smep_is_there_and_off() {
+    let offered = CpuidLeaf { leaf: 7, subleaf: Some(0), result: [0, 1 << 7, 0, 0] };
+    for (leaves, enabled, denied) in [
+        (&[][..], false, Access::USER_EXECUTE),
+        (&[offered][..], true, Access::USER_EXECUTE),
+        (&[offered][..], false, Access::KERNEL_EXECUTE),
+    ] {
+        let mut guest = Guest::user(|code| code.ud2());
+        guest.cpu.set_cpuid(leaves);
+        guest.cpu.set_mode_based_execute(true);
+        guest.cpu.system_mut().cr4 |= if enabled { SMEP } else { 0 };
+        // SMEP keeps the kernel from pages of user mode.
+        guest.map(HANDLERS, HANDLERS | PRESENT | WRITABLE);
+        let user = denied == Access::USER_EXECUTE;
+        violates(&mut guest, CODE, denied, (CODE, Some(CODE), AccessKind::Execute, user, false));
+        guest.bus.set_access(CODE >> 12, without(Access::EXECUTE.difference(denied)));
+        guest.faults(6, None, CODE);
+    }
+}
+
+/// TLFS 15.10.1.
+#[test]
+fn user_mode_looks_at_descriptor_tables_from_code_of_both_modes_only() {
+    for (mode_based, denied, fault) in
+        [(false, Access::KERNEL_EXECUTE, false), (true, Access::empty(), false), (true, Access::KERNEL_EXECUTE, true)]
+    {
+        let programs: [Program; 4] = [
+            |code| {
+                code.sgdt(ptr(DATA))?;
+                code.ud2()
+            },
+            |code| {
+                code.sidt(ptr(DATA))?;
+                code.ud2()
+            },
+            |code| {
+                code.sldt(eax)?;
+                code.ud2()
+            },
+            |code| {
+                code.str(eax)?;
+                code.ud2()
+            },
+        ];
+        for program in programs {
+            let mut guest = Guest::user(program);
+            guest.cpu.set_mode_based_execute(mode_based);
+            guest.bus.set_access(CODE >> 12, without(denied));
+            if fault {
+                guest.faults(13, Some(0), CODE);
+            } else {
+                assert_eq!(guest.delivered().vector, 6);
+            }
+        }
     }
 }
 
