@@ -114,7 +114,10 @@ fn boot(clock: Clock) {
         println!("skipped: protecting {PAGES} pages takes 800 MiB more memory");
         return;
     }
-    for (name, flags) in [("protect-100000-pages-read-only", 0xD), ("protect-100000-pages-no-access", 0)] {
+    for (name, total, flags) in [
+        ("protect-100000-pages-read-only", "protect-100000-pages-read-only-total", 0xD),
+        ("protect-100000-pages-no-access", "protect-100000-pages-no-access-total", 0),
+    ] {
         let protect = |flags: u32| {
             (0..PAGES).find_map(|page| {
                 let status = protect_result(header(PARTITION_SELF, flags, target(0)), [first + page * STRIDE]).status();
@@ -128,7 +131,10 @@ fn boot(clock: Clock) {
             (nanoseconds, refused)
         });
         match result {
-            Ok((nanoseconds, None)) => figure(name, nanoseconds as f64 / PAGES as f64, "ns/page"),
+            Ok((nanoseconds, None)) => {
+                figure(name, nanoseconds as f64 / PAGES as f64, "ns/page");
+                figure(total, nanoseconds as f64 / 1e6, "ms");
+            }
             Ok((_, Some((page, status)))) => println!("skipped: {name}: page {page} is refused: {status}"),
             Err(_) => println!("skipped: {name}: an exception"),
         }

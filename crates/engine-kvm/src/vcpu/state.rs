@@ -24,6 +24,8 @@ const EFER_LMA: u64 = 1 << 10;
 const CR0_PG: u64 = 1 << 31;
 /// CR4.PAE.
 const CR4_PAE: u64 = 1 << 5;
+/// XCR0 after RESET: x87 (SDM Vol. 1 13.3).
+const XCR0_RESET: u64 = 1;
 /// RFLAGS.RF.
 const RFLAGS_RF: u64 = 1 << 16;
 
@@ -170,7 +172,7 @@ impl State {
                 cr2: self.sregs.cr2,
                 dr: debug.db,
                 dr6: debug.dr6,
-                xcr0: *self.xcr0.get_or_init(|| self.or_note(fd.get_xcrs(), xcr0)),
+                xcr0: if self.has_xcr0 { self.xcr0(fd) } else { XCR0_RESET },
                 floating: self.or_note(fd.get_xsave(), |xsave| floating_from_kvm(&xsave.region)),
             }
         })
@@ -201,6 +203,10 @@ impl State {
             }
         }
         self.shared_changed = true;
+    }
+
+    fn xcr0(&self, fd: &VcpuFd) -> u64 {
+        *self.xcr0.get_or_init(|| self.or_note(fd.get_xcrs(), xcr0))
     }
 
     fn debug(&self, fd: &VcpuFd) -> &kvm_debugregs {
@@ -388,7 +394,7 @@ impl State {
 /// XCR0 out of KVM's list of extended control registers.
 fn xcr0(xcrs: kvm_xcrs) -> u64 {
     let known = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize);
-    known.into_iter().find(|register| register.xcr == 0).map_or(1, |register| register.value)
+    known.into_iter().find(|register| register.xcr == 0).map_or(XCR0_RESET, |register| register.value)
 }
 
 /// The list with XCR0 in it.
