@@ -10,7 +10,7 @@ use engine::{
     Access, AccessKind, AddressSpace, Clock, Completion, Engine, EngineError, Exit, MemoryFault, PAGE_SIZE, Vcpu,
 };
 
-use crate::protection::{Choice, Protection};
+use crate::protection::{Choice, Pieces, Protection};
 use crate::vcpu::KvmVcpu;
 use crate::{HYPERCALL_PORT, Host, KvmEngine, TscClock};
 
@@ -347,12 +347,13 @@ fn round_trips(guest: &mut Guest) -> Result<u128, String> {
 
 /// The host's limits that large guests meet.
 fn limits() -> Vec<Finding> {
-    let read = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let read = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<i64>().ok();
     let mut findings = Vec::new();
     if let Some(count) = read("/proc/sys/vm/max_map_count") {
-        const ENOUGH: u64 = 65530;
+        const ENOUGH: i64 = 65530;
         let outcome = if count < ENOUGH { Outcome::Limited } else { Outcome::Good };
-        let detail = format!("{count} mappings: about {} scattered protected pages", count / 2);
+        let pages = Pieces::most_of(count) / 2;
+        let detail = format!("{count} mappings: by mprotect about {pages} scattered pages can be protected");
         let advice = if outcome == Outcome::Good { "" } else { "raise it: sysctl vm.max_map_count=65530" };
         findings.push(Finding::new("max-map-count", outcome, detail, advice));
     }

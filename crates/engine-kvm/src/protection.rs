@@ -93,10 +93,16 @@ impl Pieces {
         Self::most(count)
     }
 
-    /// So many mappings may there be; some are left to the rest of the process and to overlay pages.
+    /// For a process that may have so many mappings.
     fn most(mappings: i64) -> Self {
+        Self { cuts: AtomicI64::new(0), most: Self::most_of(mappings) }
+    }
+
+    /// How many cuts a process may make that may have so many mappings; some are left to the rest of it and to overlay
+    /// pages.
+    pub(crate) fn most_of(mappings: i64) -> i64 {
         const LEFT: i64 = 4096;
-        Self { cuts: AtomicI64::new(0), most: (mappings - LEFT).max(mappings / 2) }
+        (mappings - LEFT).max(mappings / 2)
     }
 
     /// Counts cuts that a change makes, or mends.

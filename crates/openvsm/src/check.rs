@@ -1,5 +1,6 @@
 //! `openvsm check`: what this host can do, and what to do about what it cannot.
 
+use std::fs;
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -44,7 +45,7 @@ impl From<Finding> for Line {
 
 /// Looks at the host and prints the report.
 pub fn run(options: &Check) -> Status {
-    let findings = match engine_kvm::Host::open() {
+    let mut findings = match engine_kvm::Host::open() {
         Ok(host) => {
             let mut lines = vec![Line {
                 subject: "kvm",
@@ -65,6 +66,7 @@ pub fn run(options: &Check) -> Status {
             }]
         }
     };
+    findings.push(sandbox());
     let usable = Protection::new(Choice::Auto).is_ok_and(|protection| engines::kvm_trouble(&protection).is_none());
     let engine = if usable { "kvm" } else { "soft" };
     let report = Report { host: crate::bench::host(), engine, findings };
@@ -73,6 +75,23 @@ pub fn run(options: &Check) -> Status {
         if options.json { serde_json::to_string(&report).map_err(Failure::host)? } else { report.lines().join("\n") };
     writeln!(io::stdout(), "{text}").map_err(Failure::host)?;
     Ok(if usable { 0 } else { NO_KVM })
+}
+
+/// Whether the kernel can confine threads.
+fn sandbox() -> Line {
+    let actions = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
+    let able =
+        ["allow", "errno", "trap"].iter().all(|needed| actions.split_whitespace().any(|action| action == *needed));
+    let (outcome, detail, advice) = if able {
+        ("good", "threads that run guests are confined to the system calls that they need", "")
+    } else {
+        (
+            "limited",
+            "this kernel does not filter system calls",
+            "use one with CONFIG_SECCOMP_FILTER, or give --sandbox off",
+        )
+    };
+    Line { subject: "sandbox", outcome, detail: detail.to_owned(), advice: advice.to_owned() }
 }
 
 impl Report {
