@@ -114,6 +114,8 @@ pub struct Machine {
     /// One per VP.
     pub(crate) slots: Box<[Slot]>,
     serial_ports: [Shared<SerialPort>; 2],
+    /// The second serial port belongs to VTL1, which starts before VTL0 does.
+    secure_console: bool,
     serial: [SerialInput; 2],
     thread_setup: Option<ThreadSetup>,
 }
@@ -179,6 +181,7 @@ impl Machine {
             slots: slots.into(),
             serial: serial_ports.each_ref().map(SerialInput::new),
             serial_ports,
+            secure_console: config.layout.first_vtl.is_some(),
             thread_setup: None,
         })
     }
@@ -227,6 +230,12 @@ impl Machine {
     #[must_use]
     pub fn power_button(&self) -> PowerButton {
         PowerButton(Arc::clone(&self.board))
+    }
+
+    /// Whether a VTL finds no device at a port although there is one: what VTL1 says on its console, VTL0 must not be able
+    /// to say for it, nor to silence.
+    pub(crate) fn hides_port(&self, vtl: Vtl, port: u16) -> bool {
+        self.secure_console && vtl == Vtl::ZERO && SerialPort::COM2.contains(&port)
     }
 
     /// Whether a device may still interrupt a machine of which no VP does anything.

@@ -131,7 +131,11 @@ impl<'a> Runner<'a> {
 
     fn access_device(&self, seat: &mut Seat, exit: Exit) {
         let bus = &self.machine.bus;
+        let vtl = seat.vp.active_vtl();
+        let hidden = |port| self.machine.hides_port(vtl, port);
         let value = match exit {
+            Exit::IoRead { port, .. } if hidden(port) => Some(u64::MAX),
+            Exit::IoWrite { port, .. } if hidden(port) => None,
             Exit::IoRead { port, size } => Some(bus.read_port(port, size).into()),
             Exit::MmioRead { gpa, size } => Some(bus.read_mmio(gpa, size)),
             Exit::IoWrite { port, size, value } => {
@@ -144,7 +148,6 @@ impl<'a> Runner<'a> {
             }
             _ => None,
         };
-        let vtl = seat.vp.active_vtl();
         if let Some(value) = value
             && let Some(vcpu) = seat.vp.vcpu_mut(vtl)
         {

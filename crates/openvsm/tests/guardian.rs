@@ -161,6 +161,18 @@ fn the_secret_cannot_be_read() {
 }
 
 #[test]
+fn the_guardians_console_is_not_vtl0s() {
+    // mov dx, 0x2F8; mov al, '#'; out dx, al; mov dx, 0x2FF; out dx, al; in al, dx; cmp al, 0xFF; jne +4; exit; hlt
+    let mut code =
+        vec![0x66, 0xBA, 0xF8, 0x02, 0xB0, b'#', 0xEE, 0x66, 0xBA, 0xFF, 0x02, 0xEE, 0xEC, 0x3C, 0xFF, 0x75, 4];
+    code.extend(EXIT);
+    code.push(0xF4);
+    let (status, log) = run_code(&code, "");
+    assert_eq!(status, Some(7), "{log}");
+    assert!(!log.contains('#'), "{log}");
+}
+
+#[test]
 fn pinned_registers_stay_as_they_are() {
     /// mov ecx, LSTAR; mov eax, `value`; xor edx, edx; wrmsr
     fn write_lstar(value: u8) -> Vec<u8> {

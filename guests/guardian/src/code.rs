@@ -240,7 +240,9 @@ fn lock(state: &mut State, text: &Text) {
 
 /// Lets supervisor mode execute approved code and text only; says how many pages are neither.
 fn lock_execution(state: &State) -> Result<u64, HvStatus> {
-    if !told_apart() {
+    /// CR4.SMEP. Without it the right to execute in kernel mode is the one that counts in user mode (TLFS 15.10).
+    const SMEP: u64 = 1 << 20;
+    if !told_apart() || get_register(target(0), RegisterName::Cr4)? & SMEP == 0 {
         return Err(HvStatus::OperationDenied);
     }
     restrict(CODE, all_pages().filter(|&page| state.approved.contains(page) && !state.text.contains(page)))?;

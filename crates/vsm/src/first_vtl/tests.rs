@@ -1,5 +1,6 @@
 use engine::registers::{CS, RBX, RDI, RSI};
-use tlfs::{HvStatus, Vtl, msr};
+use tlfs::hypercalls::vtl::StartVirtualProcessor;
+use tlfs::{CallCode, HvStatus, PartitionId, VpIndex, Vtl, msr};
 
 use crate::testing::{Guest, long_context, vtl};
 use crate::{Config, Error};
@@ -59,6 +60,26 @@ fn another_processor_obeys_start_up_ipis_and_starts_in_the_first_vtl() {
     send(&mut guest, 1, INIT);
     assert!(guest.enter(1), "TLFS 15.12");
     assert!(guest.vps[1].is_started());
+}
+
+#[test]
+fn a_processor_that_a_hypercall_starts_begins_in_the_first_vtl_too() {
+    let mut guest = guest(3);
+    assert!(guest.enter(0));
+    guest.enable_hypercalls();
+    guest.vtl_return(0, true);
+    let input = StartVirtualProcessor {
+        target_partition_id: PartitionId::SELF,
+        vp_index: VpIndex(2),
+        target_vtl: 0,
+        reserved: [0; 3],
+        vp_vtl_context: long_context(0x5000),
+    };
+    assert_eq!(guest.simple(0, CallCode::StartVirtualProcessor, &input), HvStatus::Success);
+    assert!(guest.enter(2));
+    assert_eq!((guest.active(2), guest.vcpu(2).general().rip), (1, 0x7000));
+    guest.vtl_return(2, true);
+    assert_eq!((guest.active(2), guest.vcpu(2).general().rip), (0, 0x5000));
 }
 
 #[test]
