@@ -7,7 +7,7 @@ use tlfs::hypercalls::vtl::{CheckGpaPageVtlAccessResultCode as Code, CheckSparse
 use tlfs::{CallCode, HvStatus, HypercallInput, InputVtl, Vtl};
 
 use crate::hypercalls::offered;
-use crate::secure::{self, ALL, READ, READ_EXECUTE, in_vtl1};
+use crate::secure::{self, ALL, READ, READ_EXECUTE, READ_WRITE, in_vtl1};
 use crate::suite::{Outcome, checks, ensure_eq, ensure_status};
 
 checks! {
@@ -35,9 +35,11 @@ fn fresh() -> u64 {
 
 fn checked_access_is_what_was_granted() -> Outcome {
     let (free, protected) = (fresh(), fresh());
-    secure::protect(READ, protected)?;
+    secure::protect(READ_EXECUTE, protected)?;
     let pages = [free >> 12, protected >> 12];
-    for (desired, denied) in [(READ, 0), (ALL, ALL & !READ), (READ_EXECUTE, READ_EXECUTE & !READ)] {
+    for (desired, denied) in
+        [(READ, 0), (READ_EXECUTE, 0), (ALL, ALL & !READ_EXECUTE), (READ_WRITE, READ_WRITE & !READ)]
+    {
         let [first, second] = offered(in_vtl1(|| check(target(0), desired, pages))?)??;
         ensure_eq!((first.result_code(), first.denied_access()), (Code::Success, 0));
         ensure_eq!(u32::from(second.denied_access()), denied);

@@ -5,7 +5,7 @@ use runtime::pages;
 use runtime::port::{read32, write32};
 
 use crate::probes;
-use crate::secure::{self, NONE, READ, in_vtl1};
+use crate::secure::{self, NONE, READ_EXECUTE, in_vtl1};
 use crate::suite::{Outcome, checks, ensure, ensure_eq, skip};
 
 checks! {
@@ -84,7 +84,7 @@ fn cannot_write(rights: u32) -> Outcome {
 }
 
 fn device_cannot_write_what_vtl0_may_only_read() -> Outcome {
-    cannot_write(READ)
+    cannot_write(READ_EXECUTE)
 }
 
 fn device_cannot_write_what_vtl0_has_no_access_to() -> Outcome {

@@ -15,7 +15,7 @@ use super::flush::WINDOW;
 use crate::arrivals::LOW;
 use crate::hypercalls::{Target, cluster_ipi, flush_list, flush_space};
 use crate::others::{OTHER, beside, in_vtl_on};
-use crate::secure::{READ, in_vtl1, protect};
+use crate::secure::{READ_EXECUTE, in_vtl1, protect};
 use crate::suite::{Outcome, checks, ensure, ensure_eq, ensure_refused, skip};
 
 checks! {
@@ -105,7 +105,7 @@ fn inhibition_of_flushes_does_not_concern_the_processor_itself() -> Outcome {
 fn memory_intercept_inhibits_flushes_until_it_is_treated() -> Outcome {
     static INHIBITED: AtomicU32 = AtomicU32::new(0);
     let page = runtime::pages::allocate(1) as u64;
-    protect(READ, page)?;
+    protect(READ_EXECUTE, page)?;
     INHIBITED.store(0, Ordering::SeqCst);
     crate::secure::on_interrupt(1, || {
         while let Some(message) = runtime::messages::take(0) {
