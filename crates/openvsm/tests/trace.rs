@@ -15,7 +15,7 @@ fn a_trace_is_written_and_summarized() {
     assert_eq!(run(&EXIT, &["--trace", &text(&path)]).status.code(), Some(1));
     let trace: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();
-    let active = events.iter().find(|event| event["ph"] == "X").unwrap();
+    let active = events.iter().find(|event| event["cat"] == "switch").unwrap();
     assert_eq!((&active["name"], &active["pid"], &active["tid"]), (&"start".into(), &0.into(), &0.into()));
     assert!(active["dur"].as_f64().unwrap() > 0.0);
     assert!(events.iter().any(|event| event["ph"] == "M" && event["args"]["name"] == "VTL0"));
