@@ -87,20 +87,22 @@ pub fn run(
     let host = host.observed(observer.into_iter().collect());
     let machine = host.machine(&guest, [Box::new(serial), Box::new(io::sink())])?;
     // This thread goes on to other guests and programs; that of the machine does not.
-    follow(machine, &host, &receiver, |told| each(&*clock, told))
+    follow(machine, host, &receiver, |told| each(&*clock, told))
 }
 
 fn follow(
     mut machine: Machine,
-    host: &Host,
+    host: Host,
     receiver: &Receiver<Told>,
     mut each: impl FnMut(Told),
 ) -> Result<End, Failure> {
     let control = Arc::clone(machine.control());
     thread::scope(|scope| {
-        // The machine goes with the thread: that nothing more will be told is seen by that.
+        // The machine goes with the thread, and so does the host, which has the observer: that nothing more will be told
+        // is seen by that.
         let running = scope.spawn(move || {
             host.confine()?;
+            drop(host);
             let outcome = machine.run();
             Ok((outcome, machine.vp_states()))
         });
