@@ -120,7 +120,7 @@ impl Cpu {
 
     /// Sets which accesses of registers [`engine::Exit::RegisterAccess`] tells.
     pub fn set_register_intercepts(&mut self, intercepts: RegisterIntercepts) {
-        self.register_intercepts = intercepts;
+        *self.register_intercepts = intercepts;
     }
 
     /// Sets what CPUID answers; leaves that are not there read as zero.
