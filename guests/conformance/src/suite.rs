@@ -181,6 +181,11 @@ fn argument(name: &str) -> Option<&'static [u8]> {
     multiboot::command_line().split_whitespace().find_map(value).map(str::as_bytes)
 }
 
+/// Whether a word stands in the command line.
+pub fn is_asked_for(name: &str) -> bool {
+    multiboot::command_line().split_whitespace().any(|word| word == name)
+}
+
 /// A check's name as it is printed, letter by letter.
 fn letters(name: &[u8]) -> impl Iterator<Item = u8> {
     name.iter().map(|&letter| if letter == b'_' { b'-' } else { letter })

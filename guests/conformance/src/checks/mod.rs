@@ -57,6 +57,7 @@ mod translate_lower;
 mod vtl_apic;
 mod vtl_call;
 mod vtl_flush;
+mod vtl_gap;
 mod vtl_ipi;
 mod vtl_notification;
 mod vtl_preemption;
@@ -76,6 +77,9 @@ fn nothing() -> Outcome {
 
 /// What can be checked on any processor: that the guest's own means work.
 pub const WITHOUT_HYPERVISOR: &[Group] = &[group(nothing, harness::CHECKS)];
+
+/// What is checked in a guest of its own.
+pub const GAP: &[Group] = &[group(vtl_gap::prepare, vtl_gap::CHECKS)];
 
 /// Everything.
 pub const ALL: &[Group] = &[
